@@ -1,0 +1,181 @@
+"""The vocabulary of the guard: what comes in (scores), what goes out (decisions made of effects).
+
+Standard library only. Nothing here knows of torch, HTTP or the clock, so that any decision can be
+recomputed from a recorded series of scores.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any
+
+
+class Phase(StrEnum):
+    """Where a token stands: in what the client sent, or in what the model answers."""
+
+    PROMPT = "prompt"
+    RESPONSE = "response"
+
+
+class Mode(StrEnum):
+    """What a rule's match does: act, be recorded only, or nothing (the rule is not evaluated)."""
+
+    ENFORCE = "enforce"
+    SHADOW = "shadow"
+    OFF = "off"
+
+
+class OnError(StrEnum):
+    """What a missing, late or non-finite score does to an enforced rule: stop the request, or go on without the rule."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+
+
+class Severity(IntEnum):
+    """The order of actions: the most severe enforced match wins (conventions: block > replace > steer > annotate > log)."""
+
+    ALLOW = 0
+    LOG = 1
+    ANNOTATE = 2
+    STEER = 3
+    REPLACE = 4
+    BLOCK = 5
+
+
+Score = float | None
+"""One monitor's running score at one token. None: the token lies outside the monitor's token scope (not an error)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepScores:
+    """The scores of consecutive tokens of one phase, as one engine step produced them.
+
+    A prompt arrives in one or more chunks, in order; `final` marks the last one, after which the prompt
+    rules are decided. A response step carries exactly one token.
+    A monitor that a rule needs and that is absent here, or too short, or not finite, is a failure.
+    """
+
+    phase: Phase
+    start: int  # index of the first token, within its phase
+    num_tokens: int
+    scores: Mapping[str, Sequence[Score]]  # monitor name -> one running score per token
+    final: bool = False  # prompt: this chunk completes it
+
+
+# --- effects: the closed list of what a decision can ask of the pipeline -------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Response tokens with index < `upto` may leave. Never shrinks over a request."""
+
+    upto: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Nothing new may leave yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """The guard speaks in the model's place: all of the reply that follows (as a refusal, or as ordinary content)."""
+
+    text: str
+    refusal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Steer:
+    """Apply a steering vector to this request from its next step on. Setting, not adding: repeating it is harmless."""
+
+    rule: str
+    vector: str
+    strength: float
+    for_tokens: int  # 0: until the end of the response
+
+
+class StopReason(StrEnum):
+    BLOCKED = "blocked"  # a rule matched
+    REPLACED = "replaced"  # a rule matched and the guard answers instead
+    UNAVAILABLE = "unavailable"  # the guard could not judge, and fails closed
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the request now; nothing that is still held may leave."""
+
+    reason: StopReason
+    code: str = "content_filter"  # content_filter | misalignment_policy_violation | interlock_unavailable
+
+
+Effect = Emit | Hold | Say | Steer | Stop
+
+
+# --- decisions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A rule whose condition turned true, at the token where it did so for the first time."""
+
+    rule: str
+    action: str
+    severity: Severity
+    mode: Mode
+    phase: Phase
+    token: int  # index within its phase
+    values: Mapping[str, float]  # the condition's aggregates at that token, by their text
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A rule that could not be judged at this token."""
+
+    rule: str
+    monitor: str
+    reason: str  # missing | nan
+    mode: Mode
+    on_error: OnError
+    phase: Phase
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do after one step. `matches` and `failures` hold only what is new at this step."""
+
+    phase: Phase
+    token: int  # index, within its phase, of the last token judged
+    effects: tuple[Effect, ...]
+    matches: tuple[Match, ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a request so far; the audit record and the response headers are made from it."""
+
+    action: Severity = Severity.ALLOW
+    phase: Phase | None = None  # of the match that set `action`
+    token: int | None = None
+    matches: list[Match] = field(default_factory=list)  # enforced
+    shadow: list[Match] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    unavailable: bool = False  # stopped because the guard could not judge
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whom a decision is about: what a rule's `match` and `rollout` may look at. Set by the server, never by the client."""
+
+    tenant: str = "default"
+    model: str = ""
+    endpoint: str = "chat"
+    key_id: str = ""
+    request_id: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+JsonObject = dict[str, Any]

@@ -1,0 +1,168 @@
+"""The seam between the pipeline and whatever runs the model."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.types import Phase
+
+
+class FinishReason(StrEnum):
+    """Why the engine ended a response by itself."""
+
+    STOP = "stop"  # end-of-sequence token, stop token or stop string
+    LENGTH = "length"  # max_tokens or the model's context
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one response is drawn. Defaults are OpenAI's."""
+
+    max_tokens: int | None = None  # None: up to the model's context
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0
+    seed: int | None = None  # the same seed gives the same text, whatever the neighbours in the batch
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None  # None: none; k: the sampled token's and the top k
+    prompt_logprobs: int | None = None  # the same for every prompt token (`echo` with `logprobs`)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One response to generate: a choice of a request. Choices of one request differ in `request_id` and seed."""
+
+    request_id: str
+    prompt_ids: Sequence[int]
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token with its log-probability (nats), from the raw logits before penalties and temperature."""
+
+    token_id: int
+    text: str
+    token_bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A generated token whose text is settled: it is complete UTF-8 and cannot turn out to be a stop string.
+
+    `text` is what this token adds to the reply (it may be empty); the texts, concatenated, are the reply.
+    """
+
+    token_id: int
+    text: str
+    logprob: TokenLogprob | None = None
+    top_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What one engine step did for one request.
+
+    Prompt: one output per prefill chunk, in order; `final` on the last; no tokens.
+    Response: one output per generated token *after the forward pass that it was fed into*, so that `values`
+    are that token's own. `num_scored` is 0 only on an output that merely ends the response (an end-of-sequence
+    token is never shown, so it needs no score). `tokens` are those that settled at this step; they may trail
+    the scored ones (incomplete UTF-8, a possible stop string), never lead them.
+    """
+
+    phase: Phase
+    start: int  # index of the first scored token, within its phase
+    num_scored: int
+    values: NDArray[np.float32] | None  # [num_scored, bank.num_columns] raw monitor values; None: no bank installed
+    final: bool = False  # prompt: this chunk completes it
+    tokens: tuple[Token, ...] = ()
+    prompt_logprobs: tuple[tuple[TokenLogprob, tuple[TokenLogprob, ...]] | None, ...] | None = None
+    finish: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SteerCommand:
+    """Steering of one request from its next forward pass on. It replaces an earlier command for the same vector."""
+
+    vector: str
+    strength: float
+    for_tokens: int = 0  # 0: until the end of the response
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the server needs to know about the model that an engine runs."""
+
+    model_id: str
+    max_context: int  # tokens, prompt and response together
+    max_batch: int
+    dtype: str
+    device: str
+    fingerprint: str  # of the model; monitors are bound to it
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What an engine holds right now. All zero when it is idle: a leak shows here."""
+
+    running: int
+    waiting: int
+    kv_tokens: int  # positions held by running requests
+    kv_capacity: int
+    last_step_s: float  # monotonic time of the last step
+
+
+class Engine(Protocol):
+    """Runs the model. Every method is called from the event loop's thread.
+
+    **Lockstep.** A request's next step begins only after the consumer has asked for it (`__anext__`), so a decision
+    taken on one output, and the `steer` or `abort` it leads to, is in force before the next token is sampled. A slow
+    consumer holds up its own request only.
+    """
+
+    info: EngineInfo
+
+    def generate(self, request: EngineRequest) -> AsyncGenerator[StepOutput, None]:
+        """Run one request. Closing the generator early frees everything that it held before the next step.
+
+        Raises ValueError (bad request), EngineBusy, EngineError.
+        """
+        ...
+
+    def steer(self, request_id: str, command: SteerCommand) -> None:
+        """Set steering of a running request. Raises KeyError for an unknown vector; an ended request is ignored."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """End a request before its next step. An unknown or ended request is ignored."""
+        ...
+
+    def load(self) -> EngineLoad: ...
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class EngineError(Exception):
+    """The engine failed one request; others are unharmed."""
+
+
+class EngineBusy(EngineError):
+    """The engine's queue is full."""
+
+
+class EngineDead(EngineError):
+    """The engine runs no more steps; the server is not ready."""
