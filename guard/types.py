@@ -165,6 +165,11 @@ class Outcome:
     failures: list[Failure] = field(default_factory=list)
     unavailable: bool = False  # stopped because the guard could not judge
 
+    @property
+    def verdict(self) -> str:
+        """In one word: allow, log, annotate, steer, replace, block or unavailable."""
+        return "unavailable" if self.unavailable else self.action.name.lower()
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -176,6 +181,15 @@ class Subject:
     key_id: str = ""
     request_id: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MonitorInfo:
+    """What a policy may know of a loaded monitor: its name and the range of its score. None: unbounded."""
+
+    name: str
+    low: float | None = None
+    high: float | None = None
 
 
 JsonObject = dict[str, Any]

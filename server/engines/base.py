@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.types import Phase
+from monitors.base import Monitor
 
 
 class FinishReason(StrEnum):
@@ -85,7 +86,7 @@ class StepOutput:
     phase: Phase
     start: int  # index of the first scored token, within its phase
     num_scored: int
-    values: NDArray[np.float32] | None  # [num_scored, bank.num_columns] raw monitor values; None: no bank installed
+    values: NDArray[np.float32] | None  # [num_scored, len(engine.monitors)] raw values; None: no monitors
     final: bool = False  # prompt: this chunk completes it
     tokens: tuple[Token, ...] = ()
     prompt_logprobs: tuple[tuple[TokenLogprob, tuple[TokenLogprob, ...]] | None, ...] | None = None
@@ -133,11 +134,17 @@ class Engine(Protocol):
     """
 
     info: EngineInfo
+    monitors: tuple[Monitor, ...]  # whose raw values the columns of `StepOutput.values` are, in that order
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it was started and still runs steps."""
+        ...
 
     def generate(self, request: EngineRequest) -> AsyncGenerator[StepOutput, None]:
         """Run one request. Closing the generator early frees everything that it held before the next step.
 
-        Raises ValueError (bad request), EngineBusy, EngineError.
+        Raises RequestRefused, EngineBusy, EngineDead, EngineError.
         """
         ...
 
@@ -160,9 +167,13 @@ class EngineError(Exception):
     """The engine failed one request; others are unharmed."""
 
 
-class EngineBusy(EngineError):
+class RequestRefused(EngineError):  # noqa: N818  # it is the request that is wrong, not the engine
+    """This engine can't run this request; the text is for the client."""
+
+
+class EngineBusy(EngineError):  # noqa: N818
     """The engine's queue is full."""
 
 
-class EngineDead(EngineError):
+class EngineDead(EngineError):  # noqa: N818
     """The engine runs no more steps; the server is not ready."""

@@ -1,0 +1,1 @@
+"""The demo's synthetic chat corpus: grammar, planted behaviours, and ground truth for every prompt."""

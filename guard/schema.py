@@ -1,0 +1,220 @@
+"""The form of a policy file: what keys there are and what values they take. What they mean is decided elsewhere."""
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    create_model,
+    model_validator,
+)
+
+from guard.actions import ACTIONS
+from guard.actions.base import Action
+from guard.scope import Globs, Match, Rollout
+from guard.series import parse_series
+from guard.strict import Strict
+from guard.types import JsonObject
+
+_ID = r"^[a-z0-9][a-z0-9-]{0,62}$"
+
+LogContent = Literal["none", "hash", "excerpt", "full"]
+LOG_CONTENTS: tuple[LogContent, ...] = get_args(LogContent)  # from the least to the most
+ModeName = Literal["enforce", "shadow", "off"]
+OnErrorName = Literal["closed", "open"]
+Id = Annotated[str, Field(pattern=_ID)]
+Reason = Annotated[str, Field(min_length=8)]
+
+
+def _time_text(value: Any) -> Any:
+    if not isinstance(value, str | datetime):
+        raise ValueError("write a time with its zone, for example 2026-12-01T00:00:00Z")  # noqa: TRY004 (pydantic's way)
+    return value
+
+
+Time = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_time_text)]
+
+
+def seconds(duration: str) -> float:
+    """`5ms` -> 0.005. Raises ValueError."""
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)(us|ms|s)", duration)
+    if not found:
+        raise ValueError("write a duration with its unit, for example 5ms")
+    return float(found[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[found[2]]
+
+
+def _duration(text: str) -> str:
+    seconds(text)
+    return text
+
+
+def _number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _series(text: str) -> str:
+    parse_series(text)
+    return text
+
+
+SeriesText = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_series)]
+
+
+class Metadata(Strict):
+    name: Id
+    version: Annotated[str, Field(min_length=1, max_length=64)]
+    owner: str = ""
+    description: str = ""
+    maturity: Literal["sandbox", "incubating", "stable"] = "stable"
+
+
+class Log(Strict):
+    content: LogContent = "none"
+    sample: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
+class Defaults(Strict):
+    mode: ModeName = "enforce"
+    on_error: OnErrorName = "closed"
+    budget: Annotated[str, AfterValidator(_duration)] = "5ms"
+    holdback: Annotated[int, Field(ge=0, le=256)] = 0
+    log: Log = Log()
+
+
+class OneAction(Strict):
+    """`then:` has exactly one key, the name of an action. `Then` below has one field for each row of ACTIONS."""
+
+    @property
+    def action(self) -> Action:
+        (name,) = self.model_fields_set
+        action: Action = getattr(self, name)
+        return action
+
+    @model_validator(mode="before")
+    @classmethod
+    def _exactly_one(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) != 1:
+            raise ValueError(
+                f"exactly one action is needed, not {len(data)}; write for example {{log: {{}}}}"
+            )
+        return data
+
+
+_ACTION_FIELDS: Any = {kind: (action, Field(default=None)) for kind, action in ACTIONS.items()}
+Then: type[OneAction] = create_model("Then", __base__=OneAction, **_ACTION_FIELDS)
+
+
+class Override(Strict):
+    """Why a rule may do what it otherwise may not."""
+
+    reason: Reason
+
+
+class RuleSpec(Strict):
+    id: Id
+    severity: Literal["low", "medium", "high", "critical"] = "medium"
+    description: str = ""
+    tags: tuple[str, ...] = ()
+    match: Match = Match()
+    when: Annotated[str, Field(max_length=2_000)]
+    then: Then
+    mode: ModeName | None = None
+    on_error: OnErrorName | None = None
+    rollout: Rollout | None = None
+    override: Override | None = None
+
+    @property
+    def action(self) -> Action:
+        then: OneAction = self.then
+        return then.action
+
+
+class Given(Strict):
+    tenant: str = "default"
+    model: str = ""
+    endpoint: str = "chat"
+    key_id: str = ""
+    metadata: dict[str, str] = Field(default_factory=dict)
+    now: Time | None = None
+    rollout_bucket: Annotated[float, Field(ge=0, lt=100)] | None = None
+    prompt: dict[str, SeriesText] = Field(default_factory=dict)
+    response: dict[str, SeriesText] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        for phase, series in (("prompt", self.prompt), ("response", self.response)):
+            lengths = {name: len(parse_series(text)) for name, text in series.items()}
+            if len(set(lengths.values())) > 1:
+                told = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+                raise ValueError(f"the {phase} series differ in length: {told} tokens")
+        return self
+
+
+class Expect(Strict):
+    """What a test demands; parts that are left out are not looked at."""
+
+    action: Literal["allow", "log", "annotate", "steer", "replace", "block", "unavailable"]
+    rules: tuple[str, ...] | None = None
+    shadow: tuple[str, ...] | None = None
+    phase: Literal["prompt", "response"] | None = None
+    token: Annotated[int, Field(ge=0)] | None = None
+
+
+class CaseSpec(Strict):
+    name: Annotated[str, Field(min_length=1)]
+    given: Given = Given()
+    expect: Expect
+    known_miss: bool = False
+
+
+class ExceptionSpec(Strict):
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    rules: Annotated[Globs, Field(min_length=1)]
+    match: Match = Match()
+    mode: Literal["shadow", "off"]
+    reason: Reason
+    approved_by: Annotated[tuple[str, ...], Field(min_length=1)]
+    starts: Time | None = None
+    expires: Time
+
+    @model_validator(mode="after")
+    def _starts_first(self) -> Self:
+        if self.starts and self.starts >= self.expires:
+            raise ValueError("expires must be later than starts")
+        return self
+
+
+class PolicyDocument(Strict):
+    KIND: ClassVar[str] = "Policy"
+    apiVersion: Literal["interlock/v1"]  # noqa: N815  (the file's spelling)
+    kind: Literal["Policy"]
+    metadata: Metadata
+    defaults: Defaults = Defaults()
+    rules: tuple[RuleSpec, ...] = ()
+    tests: tuple[CaseSpec, ...] = ()
+
+
+class ExceptionsDocument(Strict):
+    KIND: ClassVar[str] = "Exceptions"
+    apiVersion: Literal["interlock/v1"]  # noqa: N815
+    kind: Literal["Exceptions"]
+    metadata: Metadata
+    exceptions: tuple[ExceptionSpec, ...] = ()
+    tests: tuple[CaseSpec, ...] = ()
+
+
+Document = PolicyDocument | ExceptionsDocument
+DOCUMENTS: dict[str, type[PolicyDocument] | type[ExceptionsDocument]] = {
+    document.KIND: document for document in (PolicyDocument, ExceptionsDocument)
+}
+
+
+def json_schema() -> JsonObject:
+    """JSON Schema of a policy file, for editors and `check-jsonschema`."""
+    adapter: TypeAdapter[Any] = TypeAdapter(Annotated[Document, Field(discriminator="kind")])
+    return adapter.json_schema()

@@ -1,0 +1,63 @@
+"""To whom a rule applies: globs over the subject, and the stable bucket that a rollout puts it in."""
+
+from fnmatch import fnmatchcase
+from hashlib import sha256
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from guard.strict import Strict
+from guard.types import Subject
+
+Globs = tuple[str, ...]
+
+
+def any_glob(globs: Globs, text: str) -> bool:
+    return "*" in globs or any(fnmatchcase(text, glob) for glob in globs)
+
+
+class Match(Strict):
+    """All given parts must fit. A part that is left out fits everything."""
+
+    models: Globs = ("*",)
+    tenants: Globs = ("*",)
+    not_tenants: Globs = ()
+    endpoints: Globs = ("*",)
+    metadata: dict[str, Globs] = Field(default_factory=dict)
+
+    def covers(self, subject: Subject) -> bool:
+        return (
+            any_glob(self.models, subject.model)
+            and any_glob(self.tenants, subject.tenant)
+            and not any_glob(self.not_tenants, subject.tenant)
+            and any_glob(self.endpoints, subject.endpoint)
+            and all(
+                key in subject.metadata and any_glob(globs, subject.metadata[key])
+                for key, globs in self.metadata.items()
+            )
+        )
+
+
+class Rollout(Strict):
+    """Enforce a rule for a part of the traffic; the rest runs it in shadow."""
+
+    percent: Annotated[float, Field(ge=0, le=100)]
+    by: Literal["tenant", "key", "request"] = "tenant"
+
+    def includes(self, rule: str, subject: Subject) -> bool:
+        return bucket(rule, self._identity(subject)) < self.percent
+
+    def _identity(self, subject: Subject) -> str:
+        match self.by:
+            case "tenant":
+                return subject.tenant
+            case "key":
+                return subject.key_id
+            case "request":
+                return subject.request_id
+
+
+def bucket(rule: str, identity: str) -> float:
+    """A number in [0, 100): the same on every replica, independent between rules."""
+    digest = sha256(f"{rule}\0{identity}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48 * 100

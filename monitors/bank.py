@@ -1,0 +1,181 @@
+"""All monitors compiled into one matmul per hook point.
+
+A monitor's value is the sum of its columns. In the row buffer the columns of a hook point lie side by side, alike next
+to alike, so that scaling and rectifying act on slices; `end` gathers them into one value per monitor. The buffer starts
+as NaN, so a hook point that was not read gives NaN to every monitor that needs it.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from enum import IntEnum
+from itertools import groupby
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from monitors.base import Column, Monitor, Rectifier, Scale
+from monitors.types import HookPoint
+
+_T = TypeVar("_T")
+
+
+class _Shape(IntEnum):
+    """What follows the affine part of a column."""
+
+    NONE = 0
+    STEP = 1  # ReLU and JumpReLU: p * (p > threshold)
+    GATED = 2  # ReLU(gain * p + offset) * (p > threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rectified:
+    """A slice of rectified columns; each tensor is [width] float32."""
+
+    columns: slice
+    shape: _Shape
+    threshold: Tensor
+    gain: Tensor
+    offset: Tensor
+
+    def apply(self, p: Tensor) -> None:
+        """In place. Off means `p * 0`, so that what is not finite does not turn into 0."""
+        part = p[:, self.columns]
+        is_on = part > self.threshold
+        if self.shape is _Shape.GATED:
+            part.copy_(torch.where(is_on, torch.addcmul(self.offset, part, self.gain).relu_(), part * 0.0))
+        else:
+            part.mul_(is_on)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """The columns of one hook point: p = r(x) * (x @ weight) + bias, then the rectifiers."""
+
+    weight: Tensor  # [d_model, width] float32
+    bias: Tensor  # [width] float32
+    scaled: tuple[tuple[slice, Scale], ...]
+    rectified: tuple[_Rectified, ...]
+    columns: slice  # of the row buffer
+
+    def read(self, x: Tensor, buffer: Tensor) -> None:
+        p = buffer[:, self.columns]
+        if self.scaled:
+            torch.mm(x, self.weight, out=p)
+            for columns, scale in self.scaled:
+                p[:, columns] *= scale.of(x)
+            p += self.bias
+        else:
+            torch.addmm(self.bias, x, self.weight, out=p)
+        for rectified in self.rectified:
+            rectified.apply(p)
+
+
+class Bank:
+    """The monitors of a server, ready to be read. Immutable."""
+
+    def __init__(self, monitors: Sequence[Monitor], device: torch.device | str) -> None:
+        names = [monitor.name for monitor in monitors]
+        if len(set(names)) != len(names):
+            raise ValueError(f"monitor names must differ: {', '.join(sorted(names))}")
+        self.device = torch.device(device)
+        self.monitors = tuple(monitors)  # one value column each, in this order
+        self.num_columns = len(self.monitors)
+        self.digest = _digest(self.monitors)
+
+        columns = sorted(
+            ((column, owner) for owner, m in enumerate(self.monitors) for column in m.transform.columns),
+            key=lambda item: (item[0].hook_point, _shape(item[0]), item[0].scale),
+        )
+        self._width = len(columns) + 1  # the last column stays 0: it pads sums of unequal length
+        self._gather = self._gather_index([owner for _, owner in columns])
+        self._compiled = {
+            point: self._compile([column for column, _ in columns[where]], where)
+            for where, point in _runs((column for column, _ in columns), lambda column: column.hook_point)
+        }
+        self.hook_points = tuple(self._compiled)
+
+    def begin(self, num_rows: int) -> Tensor:
+        """A row buffer for one forward pass, all NaN."""
+        buffer = torch.full((num_rows, self._width), torch.nan, device=self.device)
+        buffer[:, -1] = 0.0
+        return buffer
+
+    def read(self, point: HookPoint, rows: Tensor, buffer: Tensor) -> None:
+        """Read one hook point into the buffer. rows: [n, d_model], any float dtype; computed in float32. No sync."""
+        compiled = self._compiled.get(point)
+        if compiled is not None:
+            compiled.read(rows.detach().float(), buffer)
+
+    def end(self, buffer: Tensor) -> Tensor:
+        """Each monitor's raw value per row: [n, num_columns] float32, NaN where a hook point was not read."""
+        values = buffer.index_select(1, self._gather[0])
+        for parts in self._gather[1:]:
+            values += buffer.index_select(1, parts)
+        return values
+
+    def _gather_index(self, owners: Sequence[int]) -> Tensor:
+        """Where the columns of each monitor stand in the buffer: [most columns of a monitor, num_columns] int64."""
+        columns: list[list[int]] = [[] for _ in self.monitors]
+        for column, owner in enumerate(owners):
+            columns[owner].append(column)
+        most = max(map(len, columns), default=1)
+        padding = self._width - 1
+        padded = [own + [padding] * (most - len(own)) for own in columns]
+        return torch.tensor(padded, dtype=torch.int64, device=self.device).reshape(-1, most).T.contiguous()
+
+    def _compile(self, columns: Sequence[Column], where: slice) -> _Compiled:
+        scales = _runs(columns, lambda column: column.scale)
+        shapes = _runs(columns, _shape)
+        return _Compiled(
+            weight=torch.stack([c.weight.float() for c in columns], dim=1).contiguous().to(self.device),
+            bias=self._row(c.bias for c in columns),
+            scaled=tuple((s, scale) for s, scale in scales if scale is not Scale.NONE),
+            rectified=tuple(
+                self._rectified(columns[s], s, shape) for s, shape in shapes if shape is not _Shape.NONE
+            ),
+            columns=where,
+        )
+
+    def _rectified(self, columns: Sequence[Column], where: slice, shape: _Shape) -> _Rectified:
+        rectifiers = [c.rectifier or Rectifier() for c in columns]
+        threshold, gain, offset = (
+            self._row(values) for values in zip(*map(astuple, rectifiers), strict=True)
+        )
+        if shape is _Shape.STEP:
+            threshold = threshold.clamp(min=0.0)  # ReLU(p) * (p > threshold) = p * (p > max(threshold, 0))
+        return _Rectified(where, shape, threshold, gain, offset)
+
+    def _row(self, values: Iterable[float]) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.float32, device=self.device)
+
+
+def _shape(column: Column) -> _Shape:
+    match column.rectifier:
+        case None:
+            return _Shape.NONE
+        case Rectifier(gain=1.0, offset=0.0):
+            return _Shape.STEP
+        case _:
+            return _Shape.GATED
+
+
+def _runs(columns: Iterable[Column], key: Callable[[Column], _T]) -> Iterator[tuple[slice, _T]]:
+    """Neighbours with the same key, as slices."""
+    start = 0
+    for value, run in groupby(columns, key):
+        stop = start + sum(1 for _ in run)
+        yield slice(start, stop), value
+        start = stop
+
+
+def _digest(monitors: Sequence[Monitor]) -> str:
+    """Of everything that a score depends on: keys caches of scores, and names the bank in audit records."""
+    digest = hashlib.sha256()
+    for m in monitors:
+        digest.update(repr((m.name, m.version, m.aggregator, m.link, m.exclude_first)).encode())
+        for c in m.transform.columns:
+            digest.update(repr((str(c.hook_point), c.bias, c.scale, c.rectifier)).encode())
+            digest.update(c.weight.float().cpu().numpy().tobytes())
+    return digest.hexdigest()

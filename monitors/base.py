@@ -1,0 +1,209 @@
+"""What a monitor is: columns of the bank (device), an aggregator and a link (host), a token scope, a calibration."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum, StrEnum
+from typing import ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from monitors.aggregate import AggregatorSpec
+from monitors.types import HookPoint
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_LAYER_NORM_EPS = 1e-5  # SAELens' and OpenAI's
+
+
+class Scale(IntEnum):
+    """How a row x [d] is normalised before the dot product; the result is r(x) * (x . w)."""
+
+    NONE = 0
+    UNIT = 1  # 1 / ||x||: cosine
+    SQRT_D = 2  # sqrt(d) / ||x||: SAELens' constant_norm_rescale
+    LAYER_NORM = 3  # 1 / (std_unbiased + 1e-5); the mean is removed by centring w
+
+    def of(self, x: Tensor) -> Tensor:
+        """The factor r of each row. x: [n, d] float32 -> [n, 1]."""
+        match self:
+            case Scale.NONE:
+                return torch.ones_like(x[:, :1])
+            case Scale.UNIT:
+                return 1.0 / row_norm(x)
+            case Scale.SQRT_D:
+                return math.sqrt(x.shape[1]) / row_norm(x)
+            case Scale.LAYER_NORM:
+                return (x.std(dim=1, keepdim=True) + _LAYER_NORM_EPS).reciprocal()
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """What a decoder multiplies its output with, to return to the scale of x. x: [n, d] float32 -> [n, 1].
+
+        For LAYER_NORM that is the std without the epsilon of the way in (SAELens `run_time_activation_ln_out`).
+        """
+        if self is Scale.LAYER_NORM:
+            return x.std(dim=1, keepdim=True)
+        return self.of(x).reciprocal()
+
+
+@dataclass(frozen=True, slots=True)
+class Rectifier:
+    """f(p) = ReLU(gain * p + offset) if p > threshold else 0: what the encoders of SAEs that act per feature share.
+
+    ReLU: threshold 0. JumpReLU: its threshold. Gated: threshold = -b_gate, gain = exp(r_mag), offset = b_mag.
+    """
+
+    threshold: float = 0.0
+    gain: float = 1.0
+    offset: float = 0.0
+
+
+RELU = Rectifier()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Column:
+    """One column of the bank: p = r(x) * (x . weight) + bias at one hook point, then the rectifier if there is one."""
+
+    hook_point: HookPoint
+    weight: Tensor  # [d_model] float32
+    bias: float = 0.0
+    scale: Scale = Scale.NONE
+    rectifier: Rectifier | None = None
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        """The plain formula; the bank computes the same for all columns at once. x: [n, d] float32 -> [n]."""
+        p = (x * self.weight).sum(dim=1) * self.scale.of(x)[:, 0] + self.bias
+        if self.rectifier is None:
+            return p
+        f = self.rectifier
+        return torch.where(
+            p > f.threshold, torch.relu(p * f.gain + f.offset), p * 0.0
+        )  # p * 0: NaN stays NaN
+
+    def to(self, device: torch.device) -> Self:
+        return replace(self, weight=self.weight.to(device))
+
+
+Params = Mapping[str, object]
+
+
+class Transform(Protocol):
+    """A monitor kind: from weights to columns. One file each, registered in MONITORS."""
+
+    kind: ClassVar[str]
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The monitor's raw value is the sum of these."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What `weights.safetensors` holds, float32."""
+        ...
+
+    @property
+    def params(self) -> Params:
+        """What `monitor.json` holds under `params`."""
+        ...
+
+    @classmethod
+    def restore(cls, hook_points: Sequence[HookPoint], tensors: Mapping[str, Tensor], params: Params) -> Self:
+        """The reverse of `tensors` and `params`. Raises ValueError for tensors that do not fit."""
+        ...
+
+
+def expect_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | str, ...]]) -> None:
+    """Raise ValueError unless these tensors are there and no other. A size that is a name must be the same wherever used."""
+    if tensors.keys() != shapes.keys():
+        raise ValueError(
+            f"has tensors {', '.join(sorted(tensors)) or 'none'}; needs exactly {', '.join(sorted(shapes))}"
+        )
+    sizes: dict[int | str, int] = {}
+    for name, shape in shapes.items():
+        found = tuple(tensors[name].shape)
+        wanted = tuple(sizes.get(size, size) for size in shape)
+        fits = len(found) == len(wanted) and all(
+            isinstance(w, str) or f == w for f, w in zip(found, wanted, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"tensor {name!r} has shape {list(found)}; needs [{', '.join(map(str, wanted))}]"
+            )
+        sizes.update(zip(shape, found, strict=True))
+
+
+LAST = AggregatorSpec("last")
+
+
+class Link(StrEnum):
+    """The last step from aggregate to score."""
+
+    IDENTITY = "identity"
+    SIGMOID = "sigmoid"
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """The score whose exceedance, anywhere in a request's phase, has at most this false-positive rate."""
+
+    phase: str  # "prompt" | "response"
+    fpr: float
+    value: float
+    certified: bool  # enough benign requests to bound the rate at the calibration's confidence
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Thresholds by false-positive budget, from the maximum score of each of `num_requests` benign requests."""
+
+    num_requests: int
+    confidence: float
+    thresholds: tuple[Threshold, ...]
+    data_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known about the monitor besides its calibration; the whole of it is in the card."""
+
+    auroc: float | None = None
+    baseline_auroc: float | None = None  # of TF-IDF on the same data
+    causal: bool | None = None  # passed the causal test; None: not tested
+    card: str = ""  # file name beside monitor.json
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Monitor:
+    """One score per token: link(aggregate(sum of columns)).
+
+    The first `exclude_first` tokens of the prompt (a BOS token, template tokens) are out of scope: not read, no score.
+    """
+
+    name: str  # as policies write it: prompt.<name>
+    transform: Transform
+    aggregator: AggregatorSpec = LAST
+    link: Link = Link.IDENTITY
+    exclude_first: int = 0
+    version: str = "0"
+    trained_with: AggregatorSpec | None = None  # if it differs from the one at run time
+    calibration: Calibration | None = None
+    evidence: Evidence | None = None
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"monitor name {self.name!r}: must match {_NAME.pattern}, so that policies can write it"
+            )
+        if self.exclude_first < 0:
+            raise ValueError(
+                f"monitor {self.name!r}: exclude_first is {self.exclude_first}, must be 0 or more"
+            )
+
+
+def row_norm(x: Tensor) -> Tensor:
+    """[n, d] -> [n, 1]."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return norm

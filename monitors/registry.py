@@ -1,0 +1,10 @@
+"""The kinds of monitors. A new one is a file and a line here."""
+
+from collections.abc import Mapping
+
+from monitors.base import Transform
+from monitors.direction import Cosine
+from monitors.linear import Linear
+from monitors.sae_feature import SaeFeature
+
+MONITORS: Mapping[str, type[Transform]] = {kind.kind: kind for kind in (Linear, Cosine, SaeFeature)}

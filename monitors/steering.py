@@ -1,0 +1,129 @@
+"""Steering: what is added to rows of the residual stream, and the limits on it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from monitors.base import Column, row_norm
+from monitors.types import HookPoint
+
+MAX_NORM_RATIO = 0.3  # largest ||dx|| / ||x||; published ranges are .15 to .3 (science, section 3)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Direction:
+    """What a steering vector does at one hook point."""
+
+    hook_point: HookPoint
+    vector: Tensor  # [d_model] float32; for SAE operations the feature's decoder row
+    encoder: Column | None = None  # SAE operations: reads the feature's activation at the same point
+
+    def to(self, device: torch.device) -> Self:
+        encoder = self.encoder and self.encoder.to(device)
+        return replace(self, vector=self.vector.to(device), encoder=encoder)
+
+
+Operation = Callable[[Tensor, Direction, Tensor], Tensor]
+"""(x [n, d] float32, direction, strength [n, 1]) -> the change of x, [n, d]. Pure; each row depends on itself only."""
+
+
+def add(x: Tensor, direction: Direction, strength: Tensor) -> Tensor:
+    """x + strength * v (activation addition, CAA)."""
+    return strength * direction.vector
+
+
+def ablate(x: Tensor, direction: Direction, strength: Tensor) -> Tensor:
+    """x - strength * (x . v / v . v) v; strength 1 removes the direction (2406.11717)."""
+    v = direction.vector
+    return -strength * (x * v).sum(dim=1, keepdim=True) / (v * v).sum() * v
+
+
+def sae_clamp(x: Tensor, direction: Direction, strength: Tensor) -> Tensor:
+    """Set the feature's activation to `strength`, by decoder delta: the SAE's error term stays as it is."""
+    return _decoder_delta(x, direction, lambda a: strength - a)
+
+
+def sae_scale(x: Tensor, direction: Direction, strength: Tensor) -> Tensor:
+    """Multiply the feature's activation by `strength`; 0 removes the feature."""
+    return _decoder_delta(x, direction, lambda a: strength * a - a)
+
+
+def _decoder_delta(x: Tensor, direction: Direction, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """(a' - a) * g * W_dec[j], which equals splicing the edited reconstruction plus its error (science 2.4)."""
+    if direction.encoder is None:
+        raise ValueError(f"{direction.hook_point}: an SAE operation needs the feature's encoder row")
+    activation = direction.encoder.evaluate(x)[:, None]
+    return change(activation) * direction.encoder.scale.inverse(x) * direction.vector
+
+
+OPERATIONS: Mapping[str, Operation] = {
+    "add": add,
+    "ablate": ablate,
+    "sae_clamp": sae_clamp,
+    "sae_scale": sae_scale,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SteeringVector:
+    """A named edit of the residual stream at one or more hook points."""
+
+    name: str
+    operation: str  # a key of OPERATIONS
+    directions: tuple[Direction, ...]  # one per hook point
+    max_norm_ratio: float = MAX_NORM_RATIO  # at each hook point: ||dx|| <= max_norm_ratio * ||x||
+    gap: float | None = None  # distance of the class means along the direction, to read a strength against
+    version: str = "0"
+
+    def __post_init__(self) -> None:
+        if self.operation not in OPERATIONS:
+            known = ", ".join(OPERATIONS)
+            raise ValueError(
+                f"steering vector {self.name!r}: unknown operation {self.operation!r}; known: {known}"
+            )
+        if (
+            len({direction.hook_point for direction in self.directions}) != len(self.directions)
+            or not self.directions
+        ):
+            raise ValueError(
+                f"steering vector {self.name!r}: needs one or more directions, at different hook points"
+            )
+        if not self.max_norm_ratio > 0:
+            raise ValueError(
+                f"steering vector {self.name!r}: max_norm_ratio is {self.max_norm_ratio}, must be above 0"
+            )
+        if self.operation.startswith("sae_") and any(
+            direction.encoder is None for direction in self.directions
+        ):
+            raise ValueError(
+                f"steering vector {self.name!r}: {self.operation} needs the feature's encoder row"
+            )
+
+    def to(self, device: torch.device) -> Self:
+        return replace(self, directions=tuple(direction.to(device) for direction in self.directions))
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """An installed vector at a strength, for one request's rows of one forward pass."""
+
+    vector: SteeringVector
+    strength: float
+
+
+def steer(x: Tensor, vector: SteeringVector, direction: Direction, strength: Tensor) -> tuple[Tensor, Tensor]:
+    """Apply a vector's operation to rows. x: [n, d], any float dtype; strength: [n, 1] -> (x' of x's dtype, dropped).
+
+    The change is computed in float32 and scaled down to `max_norm_ratio`. A row that would not be finite keeps its old
+    value bit for bit; `dropped` (0-d int64, on the device) counts those.
+    """
+    rows = x.float()
+    delta = OPERATIONS[vector.operation](rows, direction, strength)
+    limit = vector.max_norm_ratio * row_norm(rows)
+    delta = delta * (limit / row_norm(delta)).clamp(max=1.0).nan_to_num(nan=0.0)
+    steered = (rows + delta).to(x.dtype)
+    usable = steered.isfinite().all(dim=1, keepdim=True)
+    return torch.where(usable, steered, x), (~usable).sum()

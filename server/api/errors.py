@@ -1,0 +1,126 @@
+"""OpenAI-shaped errors. Their texts never quote the request beyond the names of its fields.
+
+    ApiError
+     |-- bad_request        400 invalid_request_error (a field is wrong, or not supported)
+     |-- context_too_long   400 context_length_exceeded
+     |-- not_found          404 model_not_found
+     |-- overloaded         503 overloaded
+     |-- unavailable        503 interlock_unavailable (the guard could not judge and fails closed)
+     `-- internal           500 internal_error
+"""
+
+from typing import Any
+
+import orjson
+from fastapi.exceptions import RequestValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.engines.base import EngineBusy, EngineDead, EngineError, RequestRefused
+from server.pipeline import LeakPreventedError
+
+_MAX_REPORTED = 5  # validation problems named in one message
+Body = dict[str, Any]
+
+
+class ApiError(Exception):
+    """An answer other than 200, with everything the wire needs."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+        extra: Body | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+        self.body: Body = {
+            "error": {"message": message, "type": kind, "param": param, "code": code},
+            **(extra or {}),
+        }
+
+    def response(self) -> Response:
+        return Response(
+            orjson.dumps(self.body), status_code=self.status, headers=self.headers, media_type="application/json"
+        )
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param, code=code)
+
+
+def context_too_long(message: str) -> ApiError:
+    return ApiError(400, message, param="messages", code="context_length_exceeded")
+
+
+def not_found(message: str, param: str, code: str) -> ApiError:
+    return ApiError(404, message, param=param, code=code)
+
+
+def overloaded() -> ApiError:
+    return ApiError(
+        503, "The server is at capacity; try again shortly.", kind="server_error", code="overloaded", headers={"Retry-After": "2"}
+    )
+
+
+def unavailable(message: str = "The guard could not judge this request, and fails closed.", extra: Body | None = None) -> ApiError:
+    # asking again at once would fail alike, so tell the SDK not to
+    return ApiError(
+        503,
+        message,
+        kind="server_error",
+        code="interlock_unavailable",
+        headers={"Retry-After": "10", "x-should-retry": "false"},
+        extra=extra,
+    )
+
+
+def internal() -> ApiError:
+    return ApiError(500, "Internal error.", kind="server_error", code="internal_error")
+
+
+def from_failure(error: BaseException) -> ApiError:
+    """What a client is told of anything that a generation raised."""
+    match error:
+        case ApiError():
+            return error
+        case RequestRefused():
+            return bad_request(str(error))
+        case EngineBusy():
+            return overloaded()
+        case EngineDead():
+            return unavailable("The model is not running.")
+        case EngineError():
+            return ApiError(503, "The model failed on this request.", kind="server_error", code="engine_error")
+        case LeakPreventedError():
+            return unavailable()
+        case _:
+            return internal()
+
+
+def from_validation(error: RequestValidationError) -> ApiError:
+    """Location and message only: pydantic's own text repeats the input, which is a prompt."""
+    problems = error.errors()
+    named = [
+        f"{'.'.join(str(part) for part in problem['loc'] if part != 'body') or 'body'}: {problem['msg']}"
+        for problem in problems[:_MAX_REPORTED]
+    ]
+    if len(problems) > _MAX_REPORTED:
+        named.append(f"and {len(problems) - _MAX_REPORTED} more")
+    first = [str(part) for part in problems[0]["loc"] if part != "body"]
+    return bad_request("; ".join(named)[:1000], param=".".join(first)[:200] or None)
+
+
+async def handle_api_error(_: Request, error: Exception) -> Response:
+    return from_failure(error).response()
+
+
+async def handle_validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for this type only
+    return from_validation(error).response()

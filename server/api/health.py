@@ -1,0 +1,46 @@
+"""Health, version, metrics."""
+
+from importlib.metadata import version
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import Response
+
+from server.api.errors import Body
+from server.service import Service
+
+router = APIRouter()
+metrics_router = APIRouter()
+
+_STALLED_S = 30.0  # without a step although responses are running
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """200 with an empty body, or 503: the engine runs no steps although it has work."""
+    return Response(status_code=200 if _is_healthy(request.app.state.service) else 503)
+
+
+@router.get("/ping")
+@router.post("/ping")
+async def ping(request: Request) -> Response:
+    return await health(request)
+
+
+@router.get("/version")
+async def get_version() -> Body:
+    return {"version": version("interlock")}
+
+
+@metrics_router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    service: Service = request.app.state.service
+    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _is_healthy(service: Service) -> bool:
+    if not service.engine.is_alive:
+        return False
+    load = service.engine.load()
+    has_work = load.running + load.waiting > 0
+    return not (has_work and service.clock() - load.last_step_s > _STALLED_S)

@@ -1,0 +1,69 @@
+"""Builds the HTTP applications from a `Service`. The only place that lists the routers."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.api import chat, completions, health, models
+from server.api.errors import ApiError, handle_api_error, handle_validation_error
+from server.middleware import RequestContext
+from server.service import Service
+
+
+def create_app(service: Service, *, expose_metrics: bool = False) -> FastAPI:
+    """The serving port: the OpenAI surface. Starting it starts the engine, and stopping it stops the engine."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.engine.start()
+        try:
+            yield
+        finally:
+            await service.engine.stop()
+            if service.audit is not None:
+                service.audit.close()
+
+    app = _plain_app(service, lifespan)
+    for router in (chat.router, completions.router, models.router, health.router):
+        app.include_router(router)
+    if expose_metrics:
+        app.include_router(health.metrics_router)
+    return app
+
+
+def create_admin_app(service: Service) -> FastAPI:
+    """The admin port: what operators and their tools may see."""
+    app = _plain_app(service, None)
+    app.include_router(health.router)
+    app.include_router(health.metrics_router)
+    return app
+
+
+def _plain_app(service: Service, lifespan: object) -> FastAPI:
+    app = FastAPI(
+        title="Interlock",
+        lifespan=lifespan,  # type: ignore[arg-type]
+        docs_url=None,
+        redoc_url=None,
+        telemetry={"logs": False},  # FastAPI's default records exception messages, which may hold prompts
+        max_body_size=service.limits.max_body_bytes,
+    )
+    app.state.service = service
+    app.add_exception_handler(ApiError, handle_api_error)
+    app.add_exception_handler(RequestValidationError, handle_validation_error)
+    app.add_exception_handler(HTTPException, _handle_http_exception)
+    app.add_exception_handler(Exception, handle_api_error)
+    app.add_middleware(RequestContext, metrics=service.metrics)
+    return app
+
+
+async def _handle_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals (no such path, wrong method, body too large) in OpenAI's shape."""
+    assert isinstance(error, HTTPException)  # noqa: S101  # registered for this type only
+    code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code)
+    return ApiError(error.status_code, str(error.detail), code=code).response()

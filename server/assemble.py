@@ -1,0 +1,103 @@
+"""From settings to a `Service`: load the model, the monitors and the policy, and check that they fit before anything is served."""
+
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import structlog
+import torch
+from transformers.utils import logging as transformers_logging
+
+from guard.policy import Policy, load_policy
+from guard.types import MonitorInfo
+from monitors.artifacts import MonitorSet, load_folder
+from monitors.base import Link, Monitor
+from monitors.selfcheck import check_hooks
+from server.audit import AuditLog
+from server.config import ServerConfig
+from server.engines.transformers.engine import EngineSettings, TransformersEngine
+from server.engines.transformers.model import LoadedModel, load_model
+from server.metrics import Metrics
+from server.scoring import Scoring
+from server.service import Service
+from server.tokenizer import ModelTokenizer
+
+_log = structlog.get_logger()
+
+
+def assemble(config: ServerConfig) -> Service:
+    """Build everything. Raises EngineError, HookPointError, ArtifactError, PolicyError or OSError; then nothing is served."""
+    transformers_logging.disable_progress_bar()
+    loaded = load_model(
+        config.model,
+        device=config.device,
+        dtype=config.dtype,
+        layers_path=config.layers_path,
+        model_id=config.served_model_name,
+    )
+    check = check_hooks(loaded.model, loaded.blocks, _check_tokens(loaded))
+    _log.info("hook points checked", layers=check.num_layers, last_layer=check.last_layer)
+    monitors = load_monitors(config.monitors, loaded)
+    policy = load_policy(config.policy, monitors=describe_monitors(monitors.monitors), vectors=list(monitors.vectors))
+    settings = EngineSettings(
+        max_batch=config.max_batch,
+        max_context=config.max_context,
+        max_waiting=config.max_waiting,
+        prefill_chunk=config.prefill_chunk,
+        prefix_cache_tokens=config.prefix_cache_tokens,
+    )
+    engine = TransformersEngine(loaded, monitors, settings)
+    metrics = create_metrics(engine.info.model_id, policy)
+    metrics.model_info.labels(engine.info.model_id, engine.info.dtype, engine.info.fingerprint[:12]).set(1)
+    metrics.watch_load(engine.load, time.monotonic)
+    return Service(
+        engine=engine,
+        tokenizer=ModelTokenizer(loaded.tokenizer),
+        scoring=Scoring(engine.monitors),
+        policy=policy,
+        metrics=metrics,
+        audit=open_audit(config.audit, metrics),
+        clock=time.monotonic,
+        now=lambda: datetime.now(UTC),
+        started=int(datetime.now(UTC).timestamp()),
+    )
+
+
+def load_monitors(folder: Path | None, loaded: LoadedModel) -> MonitorSet:
+    """The artifacts of a folder, checked against the model; an empty set without a folder."""
+    if folder is None:
+        return MonitorSet()
+    return load_folder(
+        folder,
+        fingerprint=loaded.fingerprint,
+        d_model=loaded.blocks.d_model,
+        num_layers=len(loaded.blocks.layers),
+    )
+
+
+def describe_monitors(monitors: Iterable[Monitor]) -> dict[str, MonitorInfo]:
+    """What the policy checks may know: names and ranges."""
+    ranges = {Link.SIGMOID: (0.0, 1.0), Link.IDENTITY: (None, None)}
+    return {monitor.name: MonitorInfo(monitor.name, *ranges[monitor.link]) for monitor in monitors}
+
+
+def create_metrics(model_id: str, policy: Policy) -> Metrics:
+    metrics = Metrics(model=model_id)
+    metrics.build_info.labels(version("interlock")).set(1)
+    metrics.policy_info.labels(policy.name, policy.version, policy.digest[:12]).set(1)
+    metrics.know_monitors(sorted({name for _, name in policy.monitors}))
+    metrics.know_rules((rule.id, rule.action.kind) for rule in policy.rules)
+    return metrics
+
+
+def open_audit(path: Path | None, metrics: Metrics) -> AuditLog | None:
+    if path is None:
+        return None
+    return AuditLog(path, on_written=metrics.audit_records.inc, on_dropped=metrics.audit_dropped.inc)
+
+
+def _check_tokens(loaded: LoadedModel) -> torch.Tensor:
+    ids = torch.randint(0, loaded.vocab_size, (1, 12), generator=torch.Generator().manual_seed(0))
+    return ids.to(loaded.model.device)

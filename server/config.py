@@ -1,0 +1,35 @@
+"""What a server is started with: command line over environment (`INTERLOCK__…`) over defaults. Unknown keys are refused."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEMO = Path(__file__).resolve().parent.parent / "deploy" / "demo"
+DEMO_POLICY = DEMO.parent / "policies" / "demo"
+
+
+class ServerConfig(BaseSettings):
+    """Settings of `interlock serve`. Every field can be given as INTERLOCK__<NAME>."""
+
+    model_config = SettingsConfigDict(env_prefix="INTERLOCK__", extra="forbid", frozen=True)
+
+    model: str = str(DEMO / "model")  # hub id or folder
+    served_model_name: str | None = None  # what clients call it; None: the last part of `model`
+    policy: Path = DEMO_POLICY  # a file, or a folder of *.yaml
+    monitors: Path | None = DEMO / "monitors"  # a folder of artifacts
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    admin_host: str = "127.0.0.1"
+    admin_port: Annotated[int, Field(ge=0, le=65535)] = 9100
+    expose_metrics: bool = False  # /metrics on the serving port too
+    audit: Path | None = Path("var/decisions.jsonl")  # None: no decision log
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    dtype: str = "auto"  # auto | float32 | bfloat16 | float16
+    layers_path: str | None = None  # where the decoder blocks are, for architectures that the finder can't resolve
+    max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
+    max_context: Annotated[int, Field(ge=16)] | None = None
+    max_waiting: Annotated[int, Field(ge=0)] = 256
+    prefill_chunk: Annotated[int, Field(ge=1)] = 256
+    prefix_cache_tokens: Annotated[int, Field(ge=0)] = 16_384

@@ -1,0 +1,266 @@
+"""The in-process engine: requests in, steps out, one model thread."""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from monitors.artifacts import MonitorSet
+from monitors.bank import Bank
+from monitors.runtime import Runtime
+from monitors.steering import Edit
+from server.engines.base import (
+    EngineBusy,
+    EngineDead,
+    EngineError,
+    EngineInfo,
+    EngineLoad,
+    EngineRequest,
+    RequestRefused,
+    SteerCommand,
+    StepOutput,
+)
+from server.engines.detokenize import SettledText, stream_decoder
+from server.engines.transformers.forward import Forward, choose_mask_form
+from server.engines.transformers.kv import SlotCache
+from server.engines.transformers.model import LoadedModel, describe_token
+from server.engines.transformers.prefix_cache import BLOCK, PrefixCache
+from server.engines.transformers.sampling import Sampler
+from server.engines.transformers.sequence import ActiveSteering, Sequence
+from server.engines.transformers.stepper import Stepper, StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Sizes of the engine; memory for the KV cache is `max_batch * max_context` positions."""
+
+    max_batch: int = 16
+    max_context: int | None = None  # tokens; None: the model's own, at most 4,096
+    max_waiting: int = 256  # requests; one more is refused
+    prefill_chunk: int = 256  # prompt tokens fed per step, between decode steps
+    prefix_cache_tokens: int = 16_384  # 0: off
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A request on its way through the engine, and the mailbox of its consumer."""
+
+    sequence: Sequence
+    outbox: deque[StepResult] = field(default_factory=deque)
+    waiter: asyncio.Future[None] | None = None
+    admitted: bool = False  # it has a row (or is being given one)
+    ready: bool = False  # the consumer has asked for the next output
+    over: bool = False  # ended, failed or abandoned
+
+
+class TransformersEngine:
+    """Continuous batching over a slot-KV cache, in lockstep with the consumers (see `Engine`)."""
+
+    def __init__(self, loaded: LoadedModel, monitors: MonitorSet, settings: EngineSettings) -> None:
+        """Prepare to serve. Raises EngineError where the architecture can't be served, HookPointError where it can't be read."""
+        model, blocks = loaded.model, loaded.blocks
+        max_context = min(loaded.max_positions, settings.max_context or min(loaded.max_positions, 4096))
+        num_layers = len(blocks.layers)
+        mask_form = choose_mask_form(model, num_layers=num_layers)
+        cache = SlotCache(num_layers=num_layers, num_slots=settings.max_batch, capacity=max_context + 1)
+        bank = Bank(monitors.monitors, model.device)
+        self.monitors = bank.monitors
+        self._vectors = dict(monitors.vectors)
+        self._runtime = Runtime(blocks, bank, monitors.vectors) if self.monitors or self._vectors else None
+        self._stepper = Stepper(
+            Forward(model, cache, mask_form),
+            self._runtime,
+            eos_token_ids=loaded.eos_token_ids,
+            prefill_chunk=settings.prefill_chunk,
+            max_context=max_context,
+            prefix_cache=PrefixCache(settings.prefix_cache_tokens // BLOCK),
+        )
+        self._loaded = loaded
+        self._describe = describe_token(loaded.tokenizer)
+        self._settings = settings
+        self.info = EngineInfo(
+            model_id=loaded.model_id,
+            max_context=max_context,
+            max_batch=settings.max_batch,
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            fingerprint=loaded.fingerprint,
+        )
+        self._waiting: deque[_Run] = deque()
+        self._running: dict[str, _Run] = {}  # every request that is not over, by id
+        self._wake = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="interlock-engine")
+        self._loop_task: asyncio.Task[None] | None = None
+        self._dead: str | None = None
+        self._last_step_s = time.monotonic()
+
+    # --- the Engine protocol ---------------------------------------------------------------------------------------
+
+    @property
+    def is_alive(self) -> bool:
+        return self._loop_task is not None and not self._loop_task.done()
+
+    async def start(self) -> None:
+        self._loop_task = asyncio.create_task(self._run_steps(), name="interlock-engine-steps")
+
+    async def stop(self) -> None:
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._loop_task
+        self._fail_all(EngineDead("the engine was stopped"))
+        self._thread.shutdown(wait=True)
+        if self._runtime is not None:
+            self._runtime.close()
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[StepOutput, None]:
+        run = self._enqueue(request)
+        try:
+            while True:
+                output = await self._next(run)
+                yield output
+                if output.finish is not None:
+                    return
+        finally:
+            self._abandon(run)
+
+    def steer(self, request_id: str, command: SteerCommand) -> None:
+        vector = self._vectors[command.vector]
+        run = self._running.get(request_id)
+        if run is not None and not run.over:
+            edit = Edit(vector, command.strength)
+            run.sequence.steer(ActiveSteering(edit, command.for_tokens or None))
+
+    def abort(self, request_id: str) -> None:
+        if run := self._running.get(request_id):
+            run.outbox.append(EngineError("aborted"))
+            self._notify(run)
+            self._abandon(run)
+
+    def load(self) -> EngineLoad:
+        cache = self._settings.max_batch * self.info.max_context
+        return EngineLoad(
+            running=self._stepper.num_sequences,
+            waiting=len(self._waiting),
+            kv_tokens=self._stepper.kv_tokens,
+            kv_capacity=cache,
+            last_step_s=self._last_step_s,
+        )
+
+    # --- the loop --------------------------------------------------------------------------------------------------
+
+    async def _run_steps(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                self._free_abandoned()
+                self._admit_waiting()
+                ready = {id(run.sequence) for run in self._running.values() if run.admitted and run.ready}
+                if not ready:
+                    self._wake.clear()
+                    await self._wake.wait()
+                    continue
+                results = await loop.run_in_executor(self._thread, self._stepper.step, lambda s: id(s) in ready)  # noqa: B023  # awaited before `ready` changes
+                self._last_step_s = time.monotonic()
+                self._publish(results)
+                await self._let_consumers_decide()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._fail_all(EngineDead(f"the engine's loop ended: {type(error).__name__}"))
+            raise
+
+    def _free_abandoned(self) -> None:
+        for run in [run for run in self._running.values() if run.over]:
+            self._stepper.remove(run.sequence)
+            del self._running[run.sequence.request.request_id]
+
+    def _admit_waiting(self) -> None:
+        if self._waiting and self._stepper.can_admit:
+            run = self._waiting.popleft()
+            run.admitted = True
+            self._stepper.admit(run.sequence)
+
+    def _publish(self, results: list[tuple[Sequence, StepResult]]) -> None:
+        by_sequence = {id(run.sequence): run for run in self._running.values()}
+        for sequence, result in results:
+            run = by_sequence.get(id(sequence))
+            if run is None:
+                continue
+            run.ready = False
+            run.outbox.append(result)
+            self._notify(run)
+
+    async def _let_consumers_decide(self) -> None:
+        """Give the consumers that were just served their turn before the next step; one that takes longer pauses its own row only."""
+        for _ in range(3):
+            await asyncio.sleep(0)
+            if all(run.ready for run in self._running.values()):
+                return
+
+    # --- mailboxes -------------------------------------------------------------------------------------------------
+
+    def _enqueue(self, request: EngineRequest) -> _Run:
+        if self._dead is not None:
+            raise EngineDead(self._dead)
+        if request.request_id in self._running:
+            raise RequestRefused(f"request id {request.request_id!r} is already running")
+        if len(self._waiting) >= self._settings.max_waiting:
+            raise EngineBusy(f"the queue of {self._settings.max_waiting} requests is full")
+        run = _Run(self._sequence(request))
+        self._running[request.request_id] = run
+        self._waiting.append(run)
+        return run
+
+    def _sequence(self, request: EngineRequest) -> Sequence:
+        ids, sampling = list(request.prompt_ids), request.sampling
+        if not ids:
+            raise RequestRefused("the prompt is empty")
+        if (highest := max(ids)) >= self._loaded.vocab_size or min(ids) < 0:
+            raise RequestRefused(f"token id {highest if highest >= 0 else min(ids)} is outside the vocabulary")
+        room = self.info.max_context - len(ids)
+        if room < (sampling.max_tokens or 1) and not (room == 0 and sampling.max_tokens == 0):
+            raise RequestRefused(f"the prompt's {len(ids)} tokens leave no room for the response")
+        tokenizer = self._loaded.tokenizer
+        return Sequence(
+            request=request,
+            max_tokens=room if sampling.max_tokens is None else sampling.max_tokens,
+            sampler=Sampler(sampling, ids, self._loaded.model.device),
+            text=SettledText(stream_decoder(tokenizer, ids), sampling.stop),
+            describe=self._describe,
+        )
+
+    async def _next(self, run: _Run) -> StepOutput:
+        run.ready = True
+        self._wake.set()
+        while not run.outbox:
+            run.waiter = asyncio.get_running_loop().create_future()
+            await run.waiter
+        result = run.outbox.popleft()
+        if isinstance(result, EngineError):
+            raise result
+        return result
+
+    @staticmethod
+    def _notify(run: _Run) -> None:
+        if run.waiter is not None and not run.waiter.done():
+            run.waiter.set_result(None)
+
+    def _abandon(self, run: _Run) -> None:
+        """The consumer is gone or has all it will get. The row is freed between steps, never under one."""
+        run.over = True
+        run.ready = False
+        if not run.admitted and run in self._waiting:
+            self._waiting.remove(run)
+        self._wake.set()
+
+    def _fail_all(self, error: EngineError) -> None:
+        self._dead = str(error)
+        for run in list(self._running.values()):
+            run.outbox.append(error)
+            self._notify(run)
+        self._running.clear()
+        self._waiting.clear()

@@ -1,0 +1,104 @@
+"""Drawing one token for one request from its logits."""
+
+import secrets
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from server.engines.base import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A sampled token and the most likely ones, with log-probabilities (nats) of the raw logits."""
+
+    token_id: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+
+
+class Sampler:
+    """One request's sampling: its parameters, its random generator, and the counts that penalties need."""
+
+    __slots__ = ("_bias", "_counts", "_generator", "_params", "_prompt_ids")
+
+    def __init__(self, params: SamplingParams, prompt_ids: list[int], device: torch.device) -> None:
+        self._params = params
+        self._generator = torch.Generator(device=device)
+        self._generator.manual_seed(params.seed if params.seed is not None else secrets.randbits(63))
+        self._counts: Counter[int] = Counter()
+        self._prompt_ids = prompt_ids if params.repetition_penalty != 1.0 else []
+        self._bias: tuple[Tensor, Tensor] | None = None
+        if params.logit_bias:
+            ids = torch.tensor(list(params.logit_bias), dtype=torch.int64, device=device)
+            values = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=device)
+            self._bias = ids, values
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the argmax of the raw logits is all that is asked for (one argmax then serves the batch)."""
+        p = self._params
+        return p.temperature == 0 and p.logprobs is None and self._bias is None and not self._penalises
+
+    @property
+    def _penalises(self) -> bool:
+        p = self._params
+        return bool(p.frequency_penalty or p.presence_penalty or p.repetition_penalty != 1.0)
+
+    def draw(self, raw: Tensor) -> Drawn:
+        """Sample from raw logits [vocab]. Raises ValueError if they are not finite enough to draw from."""
+        raw = raw.float()
+        adjusted = self._adjust(raw)
+        token_id = int(adjusted.argmax()) if self._params.temperature == 0 else self._draw(adjusted)
+        self._counts[token_id] += 1
+        if self._params.logprobs is None:
+            return Drawn(token_id, None, ())
+        return with_logprobs(raw, token_id, self._params.logprobs)
+
+    def _adjust(self, raw: Tensor) -> Tensor:
+        if self._bias is None and not self._penalises:
+            return raw
+        logits = raw.clone()
+        params = self._params
+        if self._counts and (params.frequency_penalty or params.presence_penalty):
+            ids = torch.tensor(list(self._counts), device=raw.device)
+            counts = torch.tensor(list(self._counts.values()), dtype=torch.float32, device=raw.device)
+            logits[ids] -= params.frequency_penalty * counts + params.presence_penalty
+        if params.repetition_penalty != 1.0:  # CTRL, arXiv 1909.05858: prompt and response alike
+            seen = torch.tensor(sorted({*self._prompt_ids, *self._counts}), dtype=torch.int64, device=raw.device)
+            values = logits[seen]
+            logits[seen] = torch.where(
+                values > 0, values / params.repetition_penalty, values * params.repetition_penalty
+            )
+        if self._bias is not None:
+            ids, bias = self._bias
+            logits[ids] += bias
+        return logits
+
+    def _draw(self, logits: Tensor) -> int:
+        params = self._params
+        logits = logits / params.temperature
+        if 0 < params.top_k < len(logits):
+            kth = torch.topk(logits, params.top_k).values[-1]
+            logits = logits.masked_fill(logits < kth, -torch.inf)
+        probabilities = torch.softmax(logits, dim=-1)
+        if params.min_p > 0:
+            probabilities = probabilities.masked_fill(probabilities < params.min_p * probabilities.max(), 0.0)
+        if params.top_p < 1.0:  # nucleus: the smallest set of most likely tokens that reaches top_p
+            ordered, order = probabilities.sort(descending=True, stable=True)
+            outside = ordered.cumsum(0) - ordered >= params.top_p * ordered.sum()
+            outside[0] = False
+            probabilities[order[outside]] = 0.0
+        if not bool(torch.isfinite(probabilities.sum())):
+            raise ValueError("the model's logits are not finite")
+        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+
+def with_logprobs(raw: Tensor, token_id: int, top: int) -> Drawn:
+    """Log-probabilities of `token_id` and of the `top` most likely tokens under raw logits [vocab]."""
+    logprobs = torch.log_softmax(raw.float(), dim=-1)
+    best = torch.topk(logprobs, min(top, len(logprobs)))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return Drawn(token_id, float(logprobs[token_id]), tuple(pairs))

@@ -1,0 +1,320 @@
+"""The scheduler: which rows one step feeds, and what came of it.
+
+Rows 0..D-1 decode; row D holds the one prompt that is being prefilled. A step draws and feeds one token for every
+decoding sequence whose consumer is ready, then feeds one chunk of the prompt. Because a token is drawn at the
+*start* of a step and fed in the same step, its own scores come with it; and because it is drawn after the consumer
+has decided on the token before it, no token is ever drawn that a decision should have prevented.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from enum import Enum, auto
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from guard.types import Phase
+from monitors.runtime import RowSpan, Runtime
+from server.engines.base import EngineError, FinishReason, StepOutput, Token
+from server.engines.transformers.forward import Forward
+from server.engines.transformers.prefix_cache import BLOCK, Block, PrefixCache
+from server.engines.transformers.sampling import with_logprobs
+from server.engines.transformers.sequence import Sequence
+
+StepResult = StepOutput | EngineError
+_FILLER = Token(0, "")
+
+
+class _Fed(Enum):
+    """Why a decoding row is fed."""
+
+    NEW = auto()  # a response token, just drawn
+    PROMPT_END = auto()  # the prompt's last token again, now steered
+    PAUSED = auto()  # the consumer is not ready: carried along, writing beyond its end, where it is written over later
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What is fed to one decoding row in this step."""
+
+    sequence: Sequence
+    fed: _Fed
+    token: Token
+    position: int
+
+
+class Stepper:
+    """Runs steps over at most `cache.num_slots` sequences. One thread calls it."""
+
+    def __init__(
+        self,
+        forward: Forward,
+        runtime: Runtime | None,
+        *,
+        eos_token_ids: Collection[int],
+        prefill_chunk: int,
+        max_context: int,
+        prefix_cache: PrefixCache,
+    ) -> None:
+        self._forward = forward
+        self._runtime = runtime
+        self._eos = frozenset(eos_token_ids)
+        self._prefill_chunk = prefill_chunk
+        self._max_context = max_context
+        self.prefix_cache = prefix_cache
+        self._decoding: list[Sequence] = []
+        self._prefilling: Sequence | None = None
+
+    # --- membership ------------------------------------------------------------------------------------------------
+
+    @property
+    def can_admit(self) -> bool:
+        return self._prefilling is None and len(self._decoding) < self._forward.cache.num_slots
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self._decoding) + (self._prefilling is not None)
+
+    @property
+    def kv_tokens(self) -> int:
+        running = [*self._decoding, *([self._prefilling] if self._prefilling else [])]
+        return sum(sequence.num_fed for sequence in running)
+
+    def admit(self, sequence: Sequence) -> None:
+        """Begin to prefill a sequence. `can_admit` must be true."""
+        self._prefilling = sequence
+
+    def remove(self, sequence: Sequence) -> None:
+        """Free a sequence's row; the last rows close the gap. A sequence that isn't here is ignored."""
+        if sequence is self._prefilling:
+            self._prefilling = None
+            return
+        if sequence not in self._decoding:
+            return
+        row, last = self._decoding.index(sequence), len(self._decoding) - 1
+        cache = self._forward.cache
+        if row != last:
+            cache.move_row(last, row, self._decoding[last].num_fed)
+            self._decoding[row] = self._decoding[last]
+        self._decoding.pop()
+        if self._prefilling is not None:
+            cache.move_row(last + 1, last, self._prefilling.num_fed)
+
+    # --- one step --------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self, ready: Callable[[Sequence], bool]) -> list[tuple[Sequence, StepResult]]:
+        """Feed what can be fed. Sequences that end, by themselves or by an error, are removed."""
+        results = [*self._decode_step(ready)]
+        if self._prefilling is not None and ready(self._prefilling):
+            results.append(self._prefill_step(self._prefilling))
+        return results
+
+    def _decode_step(self, ready: Callable[[Sequence], bool]) -> list[tuple[Sequence, StepResult]]:
+        results: list[tuple[Sequence, StepResult]] = []
+        drawn: list[_Row] = []
+        for sequence in list(self._decoding):
+            if not ready(sequence):
+                drawn.append(_Row(sequence, _Fed.PAUSED, _FILLER, sequence.num_fed))
+                continue
+            try:
+                row = self._draw(sequence)
+            except Exception as error:  # noqa: BLE001  # one request's sampling must not end the others
+                results.append((sequence, _as_engine_error(error)))
+                continue
+            if isinstance(row, StepOutput):
+                results.append((sequence, row))
+            else:
+                drawn.append(row)
+        for sequence, _ in results:
+            self.remove(sequence)
+        # removal has moved rows, so take their order from the table
+        by_sequence = {id(row.sequence): row for row in drawn}
+        drawn = [by_sequence[id(sequence)] for sequence in self._decoding]
+        if any(row.fed is not _Fed.PAUSED for row in drawn):
+            results += self._feed(drawn)
+        for sequence, result in results:
+            if isinstance(result, EngineError) or result.finish is not None:
+                self.remove(sequence)
+        return results
+
+    def _draw(self, sequence: Sequence) -> _Row | StepOutput:
+        """Draw the next token, or end the response if it is over before another token is fed."""
+        if sequence.refeed_prompt_end:
+            last = Token(sequence.request.prompt_ids[-1], "")
+            return _Row(sequence, _Fed.PROMPT_END, last, sequence.num_fed - 1)
+        if sequence.max_tokens == 0:
+            return self._end(sequence, FinishReason.LENGTH)
+        sampling = sequence.request.sampling
+        if sequence.greedy_next is not None:
+            token_id, logprob, top = sequence.greedy_next, None, ()
+        else:
+            assert sequence.logits is not None, "a sequence decodes only after its prompt was fed"  # noqa: S101
+            drawn = sequence.sampler.draw(sequence.logits)
+            token_id = drawn.token_id
+            logprob, top = sequence.describe(drawn) if drawn.logprob is not None else (None, ())
+        if token_id in sampling.stop_token_ids or (token_id in self._eos and not sampling.ignore_eos):
+            return self._end(sequence, FinishReason.STOP)
+        return _Row(sequence, _Fed.NEW, Token(token_id, "", logprob, top), sequence.num_fed)
+
+    def _end(self, sequence: Sequence, finish: FinishReason) -> StepOutput:
+        return StepOutput(
+            Phase.RESPONSE, sequence.num_generated, 0, None, tokens=tuple(sequence.text.flush()), finish=finish
+        )
+
+    def _feed(self, rows: list[_Row]) -> list[tuple[Sequence, StepResult]]:
+        """Feed one token per row. If the batch fails, each row is tried alone, so that only the culprit fails."""
+        try:
+            return self._feed_rows(0, rows)
+        except Exception as error:  # noqa: BLE001
+            if len(rows) == 1:
+                return [(rows[0].sequence, _as_engine_error(error))]
+        results: list[tuple[Sequence, StepResult]] = []
+        for index, row in enumerate(rows):
+            try:
+                results += self._feed_rows(index, [row])
+            except Exception as error:  # noqa: BLE001
+                results.append((row.sequence, _as_engine_error(error)))
+        return results
+
+    def _feed_rows(self, first_row: int, rows: list[_Row]) -> list[tuple[Sequence, StepResult]]:
+        spans = [RowSpan(1, row.position, () if row.fed is _Fed.PAUSED else row.sequence.edits) for row in rows]
+        with self._reading(spans) as values:
+            logits = self._forward.decode(first_row, [row.token.token_id for row in rows], [row.position for row in rows])
+        best = logits.max(dim=-1)
+        finite, greedy = torch.isfinite(best.values).tolist(), best.indices.tolist()
+        raw = values()
+        results: list[tuple[Sequence, StepResult]] = []
+        for index, row in enumerate(rows):
+            if row.fed is _Fed.PAUSED:
+                continue
+            if not finite[index]:
+                results.append((row.sequence, EngineError("the model's logits are not finite")))
+                continue
+            self._set_logits(row.sequence, logits[index], greedy[index])
+            if row.fed is _Fed.PROMPT_END:
+                row.sequence.refeed_prompt_end = False  # the prompt was decided on already: nothing to report
+                continue
+            own = None if raw is None else raw[index : index + 1]
+            results.append((row.sequence, self._after_token(row.sequence, row.token, own)))
+        return results
+
+    def _after_token(self, sequence: Sequence, token: Token, values: NDArray[np.float32] | None) -> StepOutput:
+        index = sequence.num_generated
+        sequence.num_fed += 1
+        sequence.num_generated += 1
+        sequence.count_steered_token()
+        settled = sequence.text.push(token)
+        finish = None
+        if sequence.text.stopped:
+            finish = FinishReason.STOP
+        elif sequence.num_generated >= sequence.max_tokens or sequence.num_fed >= self._max_context:
+            settled += sequence.text.flush()
+            finish = FinishReason.LENGTH
+        return StepOutput(Phase.RESPONSE, index, 1, values, tokens=tuple(settled), finish=finish)
+
+    def _prefill_step(self, sequence: Sequence) -> tuple[Sequence, StepResult]:
+        try:
+            return sequence, self._prefill(sequence, row=len(self._decoding))
+        except Exception as error:  # noqa: BLE001
+            self._prefilling = None
+            return sequence, _as_engine_error(error)
+
+    def _prefill(self, sequence: Sequence, row: int) -> StepOutput:
+        start = sequence.num_fed
+        if start == 0:
+            self._restore_prefix(sequence, row)
+        ids = sequence.request.prompt_ids[sequence.num_fed : sequence.num_fed + self._prefill_chunk]
+        wanted = sequence.request.sampling.prompt_logprobs
+        with self._reading([RowSpan(len(ids), sequence.num_fed, ())]) as values:
+            logits = self._forward.prefill(row, sequence.num_fed, ids, all_logits=wanted is not None)
+        if (raw := values()) is not None:
+            sequence.prompt_values.append(raw)
+        if wanted is not None:
+            self._add_prompt_logprobs(sequence, logits, wanted)
+        sequence.num_fed += len(ids)
+        scored = sequence.num_fed - start
+        if raw is not None and start == 0:
+            raw = np.concatenate(sequence.prompt_values)  # with what the prefix cache restored
+        if not sequence.prompt_done:
+            return StepOutput(Phase.PROMPT, start, scored, raw)
+        self._store_prefix(sequence, row)
+        best = logits[-1].max(dim=-1)
+        if not bool(torch.isfinite(best.values)):
+            raise EngineError("the model's logits are not finite")
+        self._set_logits(sequence, logits[-1], int(best.indices))
+        self._decoding.append(sequence)
+        self._prefilling = None
+        logprobs = None if sequence.prompt_logprobs is None else tuple(sequence.prompt_logprobs)
+        return StepOutput(Phase.PROMPT, start, scored, raw, final=True, prompt_logprobs=logprobs)
+
+    # --- details ---------------------------------------------------------------------------------------------------
+
+    def _reading(self, spans: list[RowSpan]) -> "_Reading":
+        return _Reading(self._runtime, spans)
+
+    @staticmethod
+    def _set_logits(sequence: Sequence, logits: torch.Tensor, greedy: int) -> None:
+        sequence.greedy_next = greedy if sequence.sampler.is_plain_greedy else None
+        sequence.logits = None if sequence.greedy_next is not None else logits
+
+    def _add_prompt_logprobs(self, sequence: Sequence, logits: torch.Tensor, top: int) -> None:
+        """Each position's logits judge the prompt's *next* token; the first token has none."""
+        if sequence.prompt_logprobs is None:
+            sequence.prompt_logprobs = [None]
+        first_next = sequence.num_fed + 1
+        for row, next_id in zip(logits, sequence.request.prompt_ids[first_next:], strict=False):
+            sequence.prompt_logprobs.append(sequence.describe(with_logprobs(row, next_id, top)))
+
+    @property
+    def _monitor_set(self) -> str:
+        return "" if self._runtime is None else self._runtime.bank.digest
+
+    def _restore_prefix(self, sequence: Sequence, row: int) -> None:
+        if sequence.request.sampling.prompt_logprobs is not None:
+            return  # every position's logits are asked for
+        for block in self.prefix_cache.find(sequence.request.prompt_ids, self._monitor_set):
+            self._forward.cache.write(row, sequence.num_fed, block.states)
+            if block.values is not None:
+                sequence.prompt_values.append(block.values)
+            sequence.num_fed += BLOCK
+
+    def _store_prefix(self, sequence: Sequence, row: int) -> None:
+        values = np.concatenate(sequence.prompt_values) if sequence.prompt_values else None
+        sequence.prompt_values.clear()
+        for key, start in self.prefix_cache.missing(sequence.request.prompt_ids, self._monitor_set):
+            own = None if values is None else values[start : start + BLOCK].copy()
+            self.prefix_cache.store(key, Block(self._forward.cache.read(row, start, start + BLOCK), own))
+
+
+class _Reading:
+    """A forward pass during which the runtime reads and steers; yields a function that gives the raw values [n_rows, n_columns]."""
+
+    def __init__(self, runtime: Runtime | None, spans: list[RowSpan]) -> None:
+        self._runtime = runtime
+        self._spans = spans
+
+    def __enter__(self) -> Callable[[], NDArray[np.float32] | None]:
+        if self._runtime is not None:
+            self._runtime.begin(self._spans)
+        return self._values
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._runtime is not None:
+            self._runtime.end()  # a pass that failed leaves nothing behind
+
+    def _values(self) -> NDArray[np.float32] | None:
+        if self._runtime is None:
+            return None
+        values: NDArray[np.float32] = self._runtime.end().cpu().numpy()
+        return values
+
+
+def _as_engine_error(error: Exception) -> EngineError:
+    """Only the kind of the error is told: its text may hold the request's. The cause stays attached, for the log."""
+    if isinstance(error, EngineError):
+        return error
+    failure = EngineError(f"the model failed: {type(error).__name__}")
+    failure.__cause__ = error
+    return failure

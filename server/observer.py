@@ -1,0 +1,136 @@
+"""What is remembered of one choice: its metrics as it goes, and its decision record at the end."""
+
+import asyncio
+
+from guard.audit import decision_record
+from guard.decider import Decider
+from guard.types import Decision, Mode, OnError, Phase, Severity, Subject
+from server.engines.base import StepOutput
+from server.pipeline import Closed, LeakPreventedError
+from server.scoring import Scorer
+from server.service import Service
+
+_OUTCOME = {
+    Severity.ALLOW: "allowed",
+    Severity.LOG: "allowed",
+    Severity.ANNOTATE: "annotated",
+    Severity.STEER: "steered",
+    Severity.REPLACE: "replaced",
+    Severity.BLOCK: "blocked",
+}
+
+
+class ChoiceObserver:
+    """Implements the pipeline's `Observer` for one choice."""
+
+    def __init__(
+        self,
+        service: Service,
+        subject: Subject,
+        decider: Decider,
+        scorer: Scorer,
+        *,
+        decision_id: str,
+        choice: int,
+        num_prompt: int,
+        stream: bool,
+    ) -> None:
+        self._service = service
+        self._subject = subject
+        self._decider = decider
+        self._scorer = scorer
+        self._decision_id = decision_id
+        self._choice = choice
+        self._num_prompt = num_prompt
+        self._stream = stream
+        self._started = service.clock()
+        self._admitted_at = service.now()
+        self._last_token: float | None = None
+        self._first_released: float | None = None
+        self._num_released = 0
+        self._num_scored = {phase: 0 for phase in Phase}
+        self._decide_s = 0.0
+        self._vectors: set[str] = set()
+
+    def stepped(self, step: StepOutput) -> None:
+        self._num_scored[step.phase] += step.num_scored
+        if step.phase is Phase.RESPONSE and step.num_scored:
+            now = self._service.clock()
+            if self._last_token is not None:
+                self._service.metrics.itl.labels(self._service.metrics.model).observe(now - self._last_token)
+            self._last_token = now
+
+    def decided(self, decision: Decision, seconds: float) -> None:
+        metrics = self._service.metrics
+        self._decide_s += seconds
+        metrics.decision_duration.labels(decision.phase).observe(seconds)
+        for match in decision.matches:
+            metrics.rule_matches.labels(match.rule, match.action, match.mode).inc()
+        for failure in decision.failures:
+            metrics.monitor_skipped.labels(failure.monitor, failure.reason).inc()
+            if failure.mode is Mode.ENFORCE:
+                disposition = "open" if failure.on_error is OnError.OPEN else "closed"
+                metrics.failures.labels("monitor", disposition).inc()
+
+    def released(self, num_tokens: int) -> None:
+        if self._first_released is None:
+            self._first_released = self._service.clock()
+            metrics = self._service.metrics
+            metrics.ttft.labels(metrics.model).observe(self._first_released - self._started)
+        self._num_released += num_tokens
+
+    def steered(self, vector: str) -> None:
+        if vector not in self._vectors:
+            self._vectors.add(vector)
+            self._service.metrics.steered_choices.labels(vector).inc()
+
+    def ended(self, closed: Closed | None, error: BaseException | None) -> None:
+        self._count(closed, error)
+        if self._service.audit is not None:
+            self._service.audit.write(self._record(closed, error))
+
+    def _count(self, closed: Closed | None, error: BaseException | None) -> None:
+        metrics, outcome = self._service.metrics, self._decider.outcome
+        kind = self._kind(closed, error)
+        metrics.requests.labels(metrics.model, self._subject.endpoint, kind).inc()
+        metrics.duration.labels(metrics.model).observe(self._service.clock() - self._started)
+        metrics.tokens.labels(metrics.model, "prompt").inc(self._num_scored[Phase.PROMPT])
+        metrics.tokens.labels(metrics.model, "completion").inc(self._num_scored[Phase.RESPONSE])
+        if kind == "cancelled":
+            metrics.disconnects.inc()
+        if isinstance(error, LeakPreventedError):
+            metrics.leaks_prevented.inc()
+        metrics.decisions.labels(outcome.action.name.lower(), outcome.phase or "none").inc()
+        if outcome.action is Severity.BLOCK and outcome.phase is Phase.RESPONSE:
+            metrics.block_delivered.observe(self._num_released)
+        maxima = {phase: self._scorer.maxima(phase) for phase in Phase}
+        for phase, name in self._decider.monitors:
+            metrics.monitor_tokens.labels(name).inc(self._num_scored[phase])
+            if self._num_scored[phase] and name in maxima[phase]:
+                metrics.monitor_score.labels(name, phase).observe(maxima[phase][name])
+
+    def _kind(self, closed: Closed | None, error: BaseException | None) -> str:
+        if closed is None:
+            return "cancelled" if error is None or isinstance(error, asyncio.CancelledError | GeneratorExit) else "error"
+        if self._decider.outcome.unavailable:
+            return "error"
+        return _OUTCOME[self._decider.outcome.action]
+
+    def _record(self, closed: Closed | None, error: BaseException | None) -> dict[str, object]:
+        clock, started = self._service.clock, self._started
+        first = None if self._first_released is None else round((self._first_released - started) * 1000, 3)
+        timing = {"decide": round(self._decide_s * 1000, 3), "total": round((clock() - started) * 1000, 3)}
+        record = decision_record(
+            decision_id=self._decision_id,
+            ts=self._admitted_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            outcome=self._decider.outcome,
+            subject=self._subject,
+            policy=self._service.policy,
+            scores=self._scorer.series,
+            waivers=self._decider.waivers,
+            delivered_tokens=self._num_released,
+            stream=self._stream,
+            usage={"prompt_tokens": self._num_prompt, "completion_tokens": self._num_scored[Phase.RESPONSE]},
+            timing_ms=timing if first is None else {"first_token": first, **timing},
+        )
+        return {**record, "choice": self._choice, "outcome": self._kind(closed, error)}

@@ -1,0 +1,175 @@
+"""One choice of one request, from the engine to what may leave. READ THIS FILE FIRST.
+
+    engine step -> scores -> decision -> effects -> events
+
+Everything that generates, on every endpoint, streamed or not, goes through `guarded`. The promise it keeps:
+a token is released only after its own activations were scored and every rule was decided on them.
+"""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol, assert_never
+
+from guard.decider import Decider
+from guard.types import Decision, Emit, Hold, Phase, Say, Steer, Stop
+from server.engines.base import Engine, EngineRequest, FinishReason, SteerCommand, StepOutput, Token
+from server.scoring import Scorer
+
+
+class LeakPreventedError(Exception):
+    """A token was about to leave before it was scored. Never expected; the request is ended and an alarm raised."""
+
+
+# --- events: what may leave, in order: Opened (Delta | Said)* Closed --------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The prompt was decided on and the model may answer. A choice that is stopped on its prompt never opens."""
+
+    step: StepOutput  # the prompt's last, with its log-probabilities where they were asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Tokens that may leave."""
+
+    tokens: tuple[Token, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(token.text for token in self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """The guard speaks instead of the model."""
+
+    text: str
+    refusal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The choice is over: by the model (`finish`) or by the guard (`stop`), in which phase, after how many tokens."""
+
+    finish: FinishReason | None
+    stop: Stop | None
+    phase: Phase
+    num_completion_tokens: int
+
+
+Event = Opened | Delta | Said | Closed
+
+
+# --- the pipeline ---------------------------------------------------------------------------------------------------
+
+
+class Observer(Protocol):
+    """Told of everything that happens to a choice: metrics and the audit record are made of it."""
+
+    def stepped(self, step: StepOutput) -> None: ...
+
+    def decided(self, decision: Decision, seconds: float) -> None: ...
+
+    def released(self, num_tokens: int) -> None: ...
+
+    def steered(self, vector: str) -> None: ...
+
+    def ended(self, closed: Closed | None, error: BaseException | None) -> None:
+        """Called exactly once, however the choice ends. `closed` is None if it was cut off (client gone, engine failed)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One response to produce: what the engine runs, how it is scored, who decides, who watches."""
+
+    index: int
+    request: EngineRequest
+    scorer: Scorer
+    decider: Decider
+    observer: Observer
+
+
+async def guarded(engine: Engine, choice: Choice, clock: Callable[[], float]) -> AsyncGenerator[Event, None]:
+    """Generate one choice under its policy.
+
+    Closing the generator early aborts the request. Raises what the engine raises; nothing held is released then.
+    """
+    held = _Held()
+    closed: Closed | None = None
+    error: BaseException | None = None
+    try:
+        async with aclosing(engine.generate(choice.request)) as steps:
+            async for step in steps:
+                choice.observer.stepped(step)
+                held.take(step)
+                for decision in _decide(choice, step, clock):
+                    for effect in decision.effects:
+                        match effect:
+                            case Emit(upto):
+                                if tokens := held.release(upto):
+                                    choice.observer.released(len(tokens))
+                                    yield Delta(tokens)
+                            case Hold():
+                                pass
+                            case Say(text, refusal):
+                                yield Said(text, refusal)
+                            case Steer(_, vector, strength, for_tokens):
+                                engine.steer(choice.request.request_id, SteerCommand(vector, strength, for_tokens))
+                                choice.observer.steered(vector)
+                            case Stop():
+                                closed = Closed(None, effect, decision.phase, held.num_generated)
+                            case _:
+                                assert_never(effect)
+                if closed is None and step.finish is not None:
+                    closed = Closed(step.finish, None, Phase.RESPONSE, held.num_generated)
+                if closed is not None:
+                    break
+                if step.final:
+                    yield Opened(step)
+        if closed is not None:  # the engine has let go of the request before the client hears that it is over
+            yield closed
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        choice.observer.ended(closed, error)
+
+
+def _decide(choice: Choice, step: StepOutput, clock: Callable[[], float]) -> list[Decision]:
+    """The decisions that one step asks for: on its tokens, and, where the response ends and nothing stops it, on the rest."""
+    decisions: list[Decision] = []
+    if step.num_scored:
+        started = clock()
+        decisions.append(choice.decider.decide(choice.scorer.score(step)))
+        choice.observer.decided(decisions[0], clock() - started)
+    if step.finish is not None and not any(isinstance(e, Stop) for d in decisions for e in d.effects):
+        decisions.append(choice.decider.finish())
+    return decisions
+
+
+class _Held:
+    """Tokens that were generated and may not leave yet; and the run-time check that none leaves unscored."""
+
+    def __init__(self) -> None:
+        self._tokens: list[Token] = []  # settled and not released
+        self._num_released = 0
+        self.num_generated = 0  # response tokens fed, and so scored
+
+    def take(self, step: StepOutput) -> None:
+        self._tokens.extend(step.tokens)
+        if step.phase is Phase.RESPONSE:
+            self.num_generated += step.num_scored
+
+    def release(self, upto: int) -> tuple[Token, ...]:
+        """Take out the tokens with index below `upto` that have settled."""
+        count = max(0, min(upto - self._num_released, len(self._tokens)))
+        if self._num_released + count > self.num_generated:
+            raise LeakPreventedError(f"token {self._num_released + count - 1} of {self.num_generated} scored")
+        tokens = tuple(self._tokens[:count])
+        del self._tokens[:count]
+        self._num_released += count
+        return tokens

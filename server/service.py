@@ -1,0 +1,48 @@
+"""What one running server is made of. Built once by `app.create_app`'s caller; nothing is global."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from guard.policy import Policy
+from server.audit import AuditLog
+from server.engines.base import Engine
+from server.metrics import Metrics
+from server.scoring import Scoring
+from server.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is refused before it costs anything."""
+
+    max_body_bytes: int = 8 * 1024 * 1024
+    max_choices: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts, and the two clocks that they share."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    scoring: Scoring
+    policy: Policy
+    metrics: Metrics
+    audit: AuditLog | None
+    clock: Callable[[], float]  # monotonic seconds
+    now: Callable[[], datetime]  # aware, UTC
+    limits: Limits = Limits()
+    model_names: Sequence[str] = ()  # besides the engine's own
+    started: int = 0  # Unix seconds
+
+    @property
+    def served_models(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.engine.info.model_id, *self.model_names)))
+
+    @property
+    def system_fingerprint(self) -> str:
+        """Changes when the model or the policy does, which is what the field is for."""
+        parts = f"{self.engine.info.fingerprint}:{self.policy.digest}"
+        return f"fp_{hashlib.sha256(parts.encode()).hexdigest()[:12]}"

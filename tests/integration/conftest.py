@@ -1,0 +1,109 @@
+"""Tiny engines with monitors on every layer, and the plain forward passes to compare them with."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from monitors.aggregate import AggregatorSpec
+from monitors.artifacts import MonitorSet
+from monitors.base import Link, Monitor
+from monitors.direction import Cosine
+from monitors.linear import Linear
+from monitors.steering import Direction, SteeringVector
+from monitors.types import HookKind, HookPoint
+from server.engines.transformers.engine import EngineSettings, TransformersEngine
+from server.engines.transformers.model import LoadedModel, prepare
+from tests.tiny_models import TINY
+from tests.tiny_tokenizer import tiny_tokenizer
+
+_MODELS: dict[str, LoadedModel] = {}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def loaded() -> Callable[[str], LoadedModel]:
+    """A tiny model by name, built once per run."""
+
+    def load(name: str) -> LoadedModel:
+        if name not in _MODELS:
+            _MODELS[name] = prepare(TINY[name](), tiny_tokenizer(), model_id=name)
+        return _MODELS[name]
+
+    return load
+
+
+def monitors_for(loaded: LoadedModel) -> MonitorSet:
+    """Random probes: one per layer, one across layers, a cosine, and one at a block's input; two steering vectors."""
+    generator = torch.Generator().manual_seed(7)
+    d, num_layers = loaded.blocks.d_model, len(loaded.blocks.layers)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    points = [HookPoint(layer) for layer in range(num_layers)]
+    probes = [
+        Monitor(f"layer{p.layer}", Linear((p,), random(1, d), random(1)), AggregatorSpec("last"), Link.SIGMOID) for p in points
+    ]
+    across = Monitor("across", Linear(tuple(points), random(num_layers, d), random(1)), AggregatorSpec("ema", alpha=0.2))
+    entry = HookPoint(1, HookKind.RESID_PRE)
+    at_input = Monitor("at_input", Linear((entry,), random(1, d), random(1)), AggregatorSpec("mean"))
+    cosine = Monitor("cosine", Cosine(points[1], random(d)), AggregatorSpec("max"))
+    push = SteeringVector("push", "add", (Direction(points[1], random(d)),), max_norm_ratio=1e6)
+    erase = SteeringVector("erase", "ablate", (Direction(points[0], random(d)),), max_norm_ratio=1e6)
+    return MonitorSet((*probes, across, at_input, cosine), {"push": push, "erase": erase})
+
+
+@pytest.fixture
+def start_engine(loaded: Callable[[str], LoadedModel]) -> Any:
+    """Start an engine on a tiny model; stop every one that was started."""
+
+    class Starter:
+        def __init__(self) -> None:
+            self.engines: list[TransformersEngine] = []
+
+        async def __call__(self, name: str, **settings: Any) -> TransformersEngine:
+            model = loaded(name)
+            sizes = EngineSettings(**{"max_batch": 4, "prefill_chunk": 7, "prefix_cache_tokens": 0, **settings})
+            engine = TransformersEngine(model, monitors_for(model), sizes)
+            await engine.start()
+            self.engines.append(engine)
+            return engine
+
+    return Starter()
+
+
+@torch.inference_mode()
+def plain_values(loaded: LoadedModel, monitors: Sequence[Monitor], ids: Sequence[int]) -> np.ndarray:
+    """What monitors read in one plain forward pass, by `output_hidden_states` and their plain formula."""
+    output = loaded.model(input_ids=torch.tensor([list(ids)]), output_hidden_states=True, use_cache=False)
+    states = list(output.hidden_states)
+    last = len(loaded.blocks.layers) - 1
+    states[last + 1] = _last_block_output(loaded, ids)  # transformers reports the last one after the final norm
+    columns = []
+    for monitor in monitors:
+        total = torch.zeros(len(ids))
+        for column in monitor.transform.columns:
+            point = column.hook_point
+            state = states[point.layer if point.kind is HookKind.RESID_PRE else point.layer + 1]
+            total = total + column.evaluate(state[0].float())
+        columns.append(total.numpy())
+    return np.stack(columns, axis=1)
+
+
+def _last_block_output(loaded: LoadedModel, ids: Sequence[int]) -> torch.Tensor:
+    kept: list[torch.Tensor] = []
+
+    def keep(_module: Any, _args: Any, output: Any) -> None:
+        kept.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = loaded.blocks.layers[-1].register_forward_hook(keep)
+    loaded.model(input_ids=torch.tensor([list(ids)]), use_cache=False)
+    handle.remove()
+    return kept[0]
