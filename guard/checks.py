@@ -5,8 +5,9 @@ from collections.abc import Collection, Iterable, Mapping
 from guard.actions.block import Block
 from guard.actions.steer import Steer
 from guard.errors import ExpressionError, Flaw, Problem, did_you_mean
-from guard.expressions import Condition, parse
+from guard.expressions import Condition
 from guard.lint import always_true, rule_warnings, unreachable
+from guard.parser import parse
 from guard.rules import Rule, Waiver
 from guard.schema import CaseSpec, Document, ExceptionsDocument, PolicyDocument, RuleSpec
 from guard.scope import any_glob

@@ -187,7 +187,7 @@ class Decider:
                     if score is None:
                         continue
                     score = float(score)  # numpy's numbers must not leak into decisions
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 bad.append(_Bad(token, monitor, "missing"))
                 continue
             if score - score == 0.0:  # so it is finite; nothing else says it as fast
@@ -292,7 +292,10 @@ def _clean(
     if series is None:
         return [], (start, "missing")
     raw: list[Any] = series.tolist() if isinstance(series, np.ndarray) else list(series)
-    scores = [float(score) for score in raw if score is not None]
+    try:
+        scores = [float(score) for score in raw if score is not None]
+    except (TypeError, ValueError, OverflowError):
+        return [], (start, "missing")  # not numbers at all
     if not all(map(isfinite, scores)):
         first = next(i for i, score in enumerate(raw) if score is not None and not isfinite(score))
         return [], (start + first, "nan")

@@ -146,7 +146,8 @@ class Source:
     def _parse(self) -> Node:
         """Raises PolicyError."""
         try:
-            events = iter(YAML(typ="rt", pure=True).parse(self._text))
+            # "safe" and not "rt", which marks the folds of a `>` scalar with BEL characters inside the value
+            events = iter(YAML(typ="safe", pure=True).parse(self._text))
             documents = [
                 self._node(next(events), events, 1) for e in events if isinstance(e, DocumentStartEvent)
             ]

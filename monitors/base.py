@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -149,7 +149,7 @@ class Link(StrEnum):
 class Threshold:
     """The score whose exceedance, anywhere in a request's phase, has at most this false-positive rate."""
 
-    phase: str  # "prompt" | "response"
+    phase: Literal["prompt", "response"]
     fpr: float
     value: float
     certified: bool  # enough benign requests to bound the rate at the calibration's confidence

@@ -32,7 +32,7 @@ def model_fingerprint(model: nn.Module) -> str:
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}{list(parameter.shape)}".encode())
         flat = parameter.detach().reshape(-1)
-        stride = max(1, -(-flat.numel() // _SAMPLE_SIZE))
+        stride = -(-flat.numel() // _SAMPLE_SIZE) | 1  # odd: an even one could stay within one column
         sample = flat[::stride].to("cpu", torch.bfloat16)
         digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()

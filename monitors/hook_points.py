@@ -52,7 +52,7 @@ def find_layers(model: nn.Module, path: str | None = None) -> Blocks:
         )
     text = config.get_text_config(decoder=True)
     given: str | None = path or HOOK_POINTS.get(config.model_type) or HOOK_POINTS.get(text.model_type)
-    layers_path = given or _search(model, text.num_hidden_layers)
+    layers_path = given or _search(model, getattr(text, "num_hidden_layers", None))
     return Blocks(tuple(_block_list(model, layers_path)), text.hidden_size, layers_path)
 
 
@@ -70,7 +70,7 @@ def _block_list(model: nn.Module, path: str) -> nn.ModuleList:
     return layers
 
 
-def _search(model: nn.Module, num_layers: int) -> str:
+def _search(model: nn.Module, num_layers: int | None) -> str:
     block_names = set(getattr(model, "_no_split_modules", None) or ())
     recorded = tuple(_recorded_block_types(model))
 

@@ -91,6 +91,8 @@ class SteeringVector:
             raise ValueError(
                 f"steering vector {self.name!r}: needs one or more directions, at different hook points"
             )
+        if not all(direction.vector.any() for direction in self.directions):
+            raise ValueError(f"steering vector {self.name!r}: a direction is all zeros")
         if not self.max_norm_ratio > 0:
             raise ValueError(
                 f"steering vector {self.name!r}: max_norm_ratio is {self.max_norm_ratio}, must be above 0"

@@ -76,6 +76,8 @@ class Tracker:
         A value that is not finite makes its monitor's score NaN from there to the end of the phase.
         A token before `first_in_scope` has the score OUT_OF_SCOPE.
         """
+        if values.shape[1:] != (self._plan.num_monitors,):
+            raise ValueError(f"values have shape {values.shape}; needs [n, {self._plan.num_monitors}]")
         scores = values.astype(np.float64)
         if not len(scores):
             return scores

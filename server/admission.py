@@ -4,8 +4,9 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from guard.policy import Policy
 from guard.types import Subject
-from server.api.errors import ApiError, bad_request, context_too_long, not_found
+from server.api.errors import bad_request, context_too_long, not_found
 from server.api.schema import MAX_CHOICES, ChatRequest, CompletionRequest, GenerationRequest
 from server.engines.base import EngineRequest, SamplingParams
 from server.observer import ChoiceObserver
@@ -20,6 +21,7 @@ class Admitted:
 
     decision_id: str
     created: int  # Unix seconds
+    policy: Policy  # kept until the request ends, whatever is reloaded meanwhile
     subject: Subject
     num_prompt_tokens: int
     choices: tuple[Choice, ...]
@@ -55,7 +57,9 @@ class Admission:
         prompts = [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts]
         n = body.n or 1
         if len(prompts) * n > MAX_CHOICES:
-            raise bad_request(f"{len(prompts)} prompts with n={n} exceed {MAX_CHOICES} choices in one request", "prompt")
+            raise bad_request(
+                f"{len(prompts)} prompts with n={n} exceed {MAX_CHOICES} choices in one request", "prompt"
+            )
         jobs = [
             (
                 prompt,
@@ -80,12 +84,16 @@ class Admission:
             service.metrics.unknown_fields.inc(body.num_unknown_fields)
 
     def _admit(
-        self, endpoint: str, body: GenerationRequest, request_id: str, jobs: Sequence[tuple[list[int], SamplingParams]]
+        self,
+        endpoint: str,
+        body: GenerationRequest,
+        request_id: str,
+        jobs: Sequence[tuple[list[int], SamplingParams]],
     ) -> Admitted:
         for prompt, sampling in jobs:
             self._check_length(len(prompt), sampling.max_tokens)
         service = self._service
-        now = service.now()
+        policy, now = service.policies.current, service.now()
         subject = Subject(
             model=service.engine.info.model_id,
             endpoint=endpoint,
@@ -94,30 +102,46 @@ class Admission:
         )
         decision_id = secrets.token_hex(12)
         choices = tuple(
-            self._choice(index, f"{decision_id}-{index}", prompt, sampling, subject, decision_id, stream=bool(body.stream))
+            self._choice(
+                index,
+                EngineRequest(f"{decision_id}-{index}", prompt, sampling),
+                policy=policy,
+                subject=subject,
+                decision_id=decision_id,
+                stream=bool(body.stream),
+            )
             for index, (prompt, sampling) in enumerate(jobs)
         )
         prompts = {id(prompt): len(prompt) for prompt, _ in jobs}  # choices of one prompt share it
-        return Admitted(decision_id, int(now.timestamp()), subject, sum(prompts.values()), choices)
+        return Admitted(decision_id, int(now.timestamp()), policy, subject, sum(prompts.values()), choices)
 
     def _choice(
         self,
         index: int,
-        engine_id: str,
-        prompt: list[int],
-        sampling: SamplingParams,
+        request: EngineRequest,
+        *,
+        policy: Policy,
         subject: Subject,
         decision_id: str,
-        *,
         stream: bool,
     ) -> Choice:
         service = self._service
-        decider = service.policy.decider(subject, now=service.now())
+        decider = policy.decider(subject, now=service.now())
         scorer = service.scoring.scorer(decider.monitors)
         observer = ChoiceObserver(
-            service, subject, decider, scorer, decision_id=decision_id, choice=index, num_prompt=len(prompt), stream=stream
+            service,
+            policy,
+            subject,
+            decider,
+            scorer,
+            decision_id=decision_id,
+            choice=index,
+            num_prompt=len(request.prompt_ids),
+            stream=stream,
         )
-        return Choice(index, EngineRequest(engine_id, prompt, sampling), scorer, decider, observer)
+        return Choice(
+            index, request, scorer, decider, observer
+        )
 
     def _check_length(self, num_prompt: int, max_tokens: int | None) -> None:
         limit = self._service.engine.info.max_context
@@ -135,6 +159,3 @@ class Admission:
 def _role(role: str) -> str:
     """`developer` is OpenAI's newer name for `system`; chat templates know the old one."""
     return "system" if role == "developer" else role
-
-
-__all__ = ["Admission", "Admitted", "ApiError"]

@@ -9,9 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api import chat, completions, health, models
+from server.api import admin, chat, completions, health, models
 from server.api.errors import ApiError, handle_api_error, handle_validation_error
-from server.middleware import RequestContext
+from server.middleware import BodyLimit, RequestContext
 from server.service import Service
 
 
@@ -39,8 +39,8 @@ def create_app(service: Service, *, expose_metrics: bool = False) -> FastAPI:
 def create_admin_app(service: Service) -> FastAPI:
     """The admin port: what operators and their tools may see."""
     app = _plain_app(service, None)
-    app.include_router(health.router)
-    app.include_router(health.metrics_router)
+    for router in (health.router, health.metrics_router, admin.router):
+        app.include_router(router)
     return app
 
 
@@ -51,13 +51,13 @@ def _plain_app(service: Service, lifespan: object) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         telemetry={"logs": False},  # FastAPI's default records exception messages, which may hold prompts
-        max_body_size=service.limits.max_body_bytes,
     )
     app.state.service = service
     app.add_exception_handler(ApiError, handle_api_error)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(HTTPException, _handle_http_exception)
     app.add_exception_handler(Exception, handle_api_error)
+    app.add_middleware(BodyLimit, max_bytes=service.limits.max_body_bytes)
     app.add_middleware(RequestContext, metrics=service.metrics)
     return app
 

@@ -10,7 +10,7 @@ import structlog
 import torch
 from transformers.utils import logging as transformers_logging
 
-from guard.policy import Policy, load_policy
+from guard.policy import Policy
 from guard.types import MonitorInfo
 from monitors.artifacts import MonitorSet, load_folder
 from monitors.base import Link, Monitor
@@ -20,6 +20,7 @@ from server.config import ServerConfig
 from server.engines.transformers.engine import EngineSettings, TransformersEngine
 from server.engines.transformers.model import LoadedModel, load_model
 from server.metrics import Metrics
+from server.policy_store import PolicyStore
 from server.scoring import Scoring
 from server.service import Service
 from server.tokenizer import ModelTokenizer
@@ -40,7 +41,7 @@ def assemble(config: ServerConfig) -> Service:
     check = check_hooks(loaded.model, loaded.blocks, _check_tokens(loaded))
     _log.info("hook points checked", layers=check.num_layers, last_layer=check.last_layer)
     monitors = load_monitors(config.monitors, loaded)
-    policy = load_policy(config.policy, monitors=describe_monitors(monitors.monitors), vectors=list(monitors.vectors))
+    policies = PolicyStore(config.policy, describe_monitors(monitors.monitors), list(monitors.vectors))
     settings = EngineSettings(
         max_batch=config.max_batch,
         max_context=config.max_context,
@@ -49,14 +50,14 @@ def assemble(config: ServerConfig) -> Service:
         prefix_cache_tokens=config.prefix_cache_tokens,
     )
     engine = TransformersEngine(loaded, monitors, settings)
-    metrics = create_metrics(engine.info.model_id, policy)
+    metrics = create_metrics(engine.info.model_id, policies.current)
     metrics.model_info.labels(engine.info.model_id, engine.info.dtype, engine.info.fingerprint[:12]).set(1)
     metrics.watch_load(engine.load, time.monotonic)
     return Service(
         engine=engine,
         tokenizer=ModelTokenizer(loaded.tokenizer),
         scoring=Scoring(engine.monitors),
-        policy=policy,
+        policies=policies,
         metrics=metrics,
         audit=open_audit(config.audit, metrics),
         clock=time.monotonic,
@@ -86,9 +87,7 @@ def describe_monitors(monitors: Iterable[Monitor]) -> dict[str, MonitorInfo]:
 def create_metrics(model_id: str, policy: Policy) -> Metrics:
     metrics = Metrics(model=model_id)
     metrics.build_info.labels(version("interlock")).set(1)
-    metrics.policy_info.labels(policy.name, policy.version, policy.digest[:12]).set(1)
-    metrics.know_monitors(sorted({name for _, name in policy.monitors}))
-    metrics.know_rules((rule.id, rule.action.kind) for rule in policy.rules)
+    metrics.show_policy(policy)
     return metrics
 
 

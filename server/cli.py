@@ -35,22 +35,53 @@ app.add_typer(policy_app, name="policy")
 @app.command()
 def serve(
     *,
-    model: Annotated[str | None, typer.Option(help="Hub id or folder of a causal language model. Default: the demo model.")] = None,
-    served_model_name: Annotated[str | None, typer.Option(help="The name that clients use. Default: the last part of --model.")] = None,
-    policy: Annotated[Path | None, typer.Option(help="Policy file, or a folder of *.yaml. Needed with --model.")] = None,
-    monitors: Annotated[Path | None, typer.Option(help="Folder of monitor artifacts (sub-folders with monitor.json or vector.json).")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or folder of a causal language model. Default: the demo model.")
+    ] = None,
+    served_model_name: Annotated[
+        str | None, typer.Option(help="The name that clients use. Default: the last part of --model.")
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option(help="Policy file, or a folder of *.yaml. Needed with --model.")
+    ] = None,
+    monitors: Annotated[
+        Path | None,
+        typer.Option(help="Folder of monitor artifacts (sub-folders with monitor.json or vector.json)."),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address of the OpenAI API. Default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the OpenAI API. Default 8000.")] = None,
-    admin_port: Annotated[int | None, typer.Option(help="Port of /metrics and health for operators. Default 9100.")] = None,
-    expose_metrics: Annotated[bool | None, typer.Option("--expose-metrics", help="Also serve /metrics on the API port. It names rules: for trusted clients only.")] = None,
-    audit: Annotated[Path | None, typer.Option(help="Decision log (JSON lines). Default var/decisions.jsonl.")] = None,
+    admin_port: Annotated[
+        int | None, typer.Option(help="Port of /metrics and health for operators. Default 9100.")
+    ] = None,
+    expose_metrics: Annotated[
+        bool | None,
+        typer.Option(
+            "--expose-metrics",
+            help="Also serve /metrics on the API port. It names rules: for trusted clients only.",
+        ),
+    ] = None,
+    audit: Annotated[
+        Path | None, typer.Option(help="Decision log (JSON lines). Default var/decisions.jsonl.")
+    ] = None,
     no_audit: Annotated[bool, typer.Option("--no-audit", help="Keep no decision log.")] = False,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16. auto is float32 on a CPU.")] = None,
-    layers_path: Annotated[str | None, typer.Option(help="Path of the decoder blocks, if they can't be found, e.g. model.layers.")] = None,
-    max_batch: Annotated[int | None, typer.Option(help="Responses generated at the same time. Default 16.")] = None,
-    max_context: Annotated[int | None, typer.Option(help="Tokens of prompt and response together. Default: the model's, at most 4096.")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log each request (never its text).")] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16 or float16. auto is float32 on a CPU.")
+    ] = None,
+    layers_path: Annotated[
+        str | None,
+        typer.Option(help="Path of the decoder blocks, if they can't be found, e.g. model.layers."),
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Responses generated at the same time. Default 16.")
+    ] = None,
+    max_context: Annotated[
+        int | None,
+        typer.Option(help="Tokens of prompt and response together. Default: the model's, at most 4096."),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log each request (never its text).")
+    ] = False,
 ) -> None:
     """Serve a model under a policy.
 
@@ -107,7 +138,9 @@ def _config(given: dict[str, Any], *, no_audit: bool) -> ServerConfig:
         return config
     # the demo's policy and monitors belong to the demo's model
     if config.policy == DEMO_POLICY:
-        _refuse("--model needs --policy: which rules hold is never guessed. See deploy/policies/ for examples.")
+        _refuse(
+            "--model needs --policy: which rules hold is never guessed. See deploy/policies/ for examples."
+        )
     if config.monitors == DEMO / "monitors":
         config = config.model_copy(update={"monitors": None})
     return config
@@ -132,7 +165,7 @@ def _banner(service: Any, config: ServerConfig) -> str:
     return (
         f"model     {info.model_id} ({info.dtype} on {info.device}, context {info.max_context}, batch {info.max_batch})\n"
         f"monitors  {', '.join(service.scoring.names) or 'none'}\n"
-        f"policy    {service.policy}\n"
+        f"policy    {service.policies.current}\n"
         f"log       {config.audit or 'none'}\n"
         f"API       http://{config.host}:{config.port}/v1    metrics http://{config.admin_host}:{config.admin_port}/metrics"
     )

@@ -27,7 +27,9 @@ class ServerConfig(BaseSettings):
     audit: Path | None = Path("var/decisions.jsonl")  # None: no decision log
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16
-    layers_path: str | None = None  # where the decoder blocks are, for architectures that the finder can't resolve
+    layers_path: str | None = (
+        None  # where the decoder blocks are, for architectures that the finder can't resolve
+    )
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
     max_context: Annotated[int, Field(ge=16)] | None = None
     max_waiting: Annotated[int, Field(ge=0)] = 256

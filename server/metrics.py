@@ -4,11 +4,33 @@ from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
+from guard.policy import Policy
 from guard.types import Mode, Phase
 from server.engines.base import EngineLoad
 
 # bucket edges as vLLM's, so that dashboards can put the two side by side
-_TTFT_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
+_TTFT_S = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1,
+    2.5,
+    5,
+    7.5,
+    10,
+    20,
+    40,
+    80,
+    160,
+)
 _ITL_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _E2E_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 _DECIDE_S = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05)
@@ -23,7 +45,7 @@ class Metrics:
     """The metrics of one server, in a registry of their own. Children of known labels exist from the start."""
 
     def __init__(self, registry: CollectorRegistry | None = None, *, model: str = "model") -> None:
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry or CollectorRegistry()
         self.model = model
 
@@ -34,36 +56,88 @@ class Metrics:
             return Gauge(f"interlock_{name}", text, labels, registry=self.registry)
 
         def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
-            return Histogram(f"interlock_{name}", text, labels, registry=self.registry, buckets=tuple(buckets))
+            return Histogram(
+                f"interlock_{name}", text, labels, registry=self.registry, buckets=tuple(buckets)
+            )
 
         self.build_info = gauge("build_info", "The running version.", "version")
         self.model_info = gauge("model_info", "The model served.", "model", "dtype", "fingerprint12")
-        self.http_requests = counter("http_requests_total", "HTTP requests answered.", "route", "method", "code")
-        self.unknown_fields = counter("request_unknown_fields_total", "Request fields that no endpoint knows, accepted and ignored.")
-        self.requests = counter("requests_total", "Choices that ended, by outcome.", "model", "endpoint", "outcome")
-        self.duration = histogram("request_duration_seconds", "From admission to the end of a choice.", _E2E_S, "model")
-        self.ttft = histogram("time_to_first_token_seconds", "From admission to the first token that may leave.", _TTFT_S, "model")
-        self.itl = histogram("inter_token_latency_seconds", "Between consecutive scored tokens.", _ITL_S, "model")
+        self.http_requests = counter(
+            "http_requests_total", "HTTP requests answered.", "route", "method", "code"
+        )
+        self.unknown_fields = counter(
+            "request_unknown_fields_total", "Request fields that no endpoint knows, accepted and ignored."
+        )
+        self.requests = counter(
+            "requests_total", "Choices that ended, by outcome.", "model", "endpoint", "outcome"
+        )
+        self.duration = histogram(
+            "request_duration_seconds", "From admission to the end of a choice.", _E2E_S, "model"
+        )
+        self.ttft = histogram(
+            "time_to_first_token_seconds",
+            "From admission to the first token that may leave.",
+            _TTFT_S,
+            "model",
+        )
+        self.itl = histogram(
+            "inter_token_latency_seconds", "Between consecutive scored tokens.", _ITL_S, "model"
+        )
         self.tokens = counter("tokens_total", "Tokens fed to the model.", "model", "type")
-        self.monitor_score = histogram("monitor_score", "Highest score of a request.", _SCORE, "monitor", "scope")
-        self.monitor_tokens = counter("monitor_tokens_scored_total", "Tokens that a monitor scored.", "monitor")
-        self.monitor_skipped = counter("monitor_skipped_total", "Choices in which a monitor could not be judged.", "monitor", "reason")
-        self.rule_matches = counter("rule_matches_total", "Rules that matched, once per choice.", "rule", "action", "mode")
-        self.decisions = counter("decisions_total", "Choices by the action taken and the phase that led to it.", "action", "phase")
-        self.decision_duration = histogram("decision_duration_seconds", "Scoring on the host and deciding, per step.", _DECIDE_S, "phase")
-        self.block_delivered = histogram("block_delivered_tokens", "Tokens the client already had when a response was blocked.", _TOKENS)
-        self.steered_choices = counter("steered_choices_total", "Choices in which a steering vector was switched on.", "vector")
-        self.failures = counter("failures_total", "Guard failures, by whether the request went on (open) or not (closed).", "component", "disposition")
-        self.leaks_prevented = counter("leaks_prevented_total", "Unscored tokens stopped by the run-time check. Anything above 0 is a bug.")
+        self.monitor_score = histogram(
+            "monitor_score", "Highest score of a request.", _SCORE, "monitor", "scope"
+        )
+        self.monitor_tokens = counter(
+            "monitor_tokens_scored_total", "Tokens that a monitor scored.", "monitor"
+        )
+        self.monitor_skipped = counter(
+            "monitor_skipped_total", "Choices in which a monitor could not be judged.", "monitor", "reason"
+        )
+        self.rule_matches = counter(
+            "rule_matches_total", "Rules that matched, once per choice.", "rule", "action", "mode"
+        )
+        self.decisions = counter(
+            "decisions_total", "Choices by the action taken and the phase that led to it.", "action", "phase"
+        )
+        self.decision_duration = histogram(
+            "decision_duration_seconds", "Scoring on the host and deciding, per step.", _DECIDE_S, "phase"
+        )
+        self.block_delivered = histogram(
+            "block_delivered_tokens", "Tokens the client already had when a response was blocked.", _TOKENS
+        )
+        self.steered_choices = counter(
+            "steered_choices_total", "Choices in which a steering vector was switched on.", "vector"
+        )
+        self.failures = counter(
+            "failures_total",
+            "Guard failures, by whether the request went on (open) or not (closed).",
+            "component",
+            "disposition",
+        )
+        self.leaks_prevented = counter(
+            "leaks_prevented_total",
+            "Unscored tokens stopped by the run-time check. Anything above 0 is a bug.",
+        )
         self.shed = counter("shed_total", "Requests refused before they began.", "reason")
-        self.disconnects = counter("client_disconnects_total", "Choices cut off because the client went away.")
+        self.disconnects = counter(
+            "client_disconnects_total", "Choices cut off because the client went away."
+        )
         self.policy_info = gauge("policy_info", "The policy in force.", "policy", "version", "digest12")
+        self.policy_reloads = counter("policy_reloads_total", "Attempts to reload the policy.", "result")
+        self.policy_reload_ok = gauge(
+            "policy_last_reload_successful", "1 if the policy on disk is the one in force."
+        )
         self.audit_records = counter("audit_records_total", "Decision records written.")
-        self.audit_dropped = counter("audit_dropped_total", "Decision records lost because the queue was full or the disk failed.")
+        self.audit_dropped = counter(
+            "audit_dropped_total", "Decision records lost because the queue was full or the disk failed."
+        )
         self.running = gauge("requests_running", "Responses being generated.", "model")
         self.waiting = gauge("requests_waiting", "Responses waiting for a row.", "model")
         self.kv_usage = gauge("kv_cache_usage_ratio", "Filled share of the KV cache.")
-        self.last_step = gauge("engine_last_step_age_seconds", "Seconds since the engine's last step; meaningful while requests run.")
+        self.last_step = gauge(
+            "engine_last_step_age_seconds",
+            "Seconds since the engine's last step; meaningful while requests run.",
+        )
         self._create_children()
 
     def _create_children(self) -> None:
@@ -79,21 +153,23 @@ class Metrics:
         for component in ("monitor", "engine", "audit"):
             for disposition in ("open", "closed"):
                 self.failures.labels(component, disposition)
+        self.policy_reload_ok.set(1)
+        for result in ("success", "failure"):
+            self.policy_reloads.labels(result)
         for reason in ("queue_full", "prompt_too_long", "draining"):
             self.shed.labels(reason)
 
-    def know_monitors(self, names: Iterable[str]) -> None:
-        """Create the series of installed monitors, so that a silent one shows as 0."""
-        for name in names:
+    def show_policy(self, policy: Policy) -> None:
+        """Name the policy in force, and create the series of its rules and monitors, so that a silent one shows as 0."""
+        self.policy_info.clear()
+        self.policy_info.labels(policy.name, policy.version, policy.digest[:12]).set(1)
+        for rule in policy.rules:
+            for mode in (Mode.ENFORCE, Mode.SHADOW):
+                self.rule_matches.labels(rule.id, rule.action.kind, mode)
+        for name in sorted({name for _, name in policy.monitors}):
             self.monitor_tokens.labels(name)
             for reason in ("missing", "nan"):
                 self.monitor_skipped.labels(name, reason)
-
-    def know_rules(self, rules: Iterable[tuple[str, str]]) -> None:
-        """Create the series of the policy's rules: (rule, action)."""
-        for rule, action in rules:
-            for mode in (Mode.ENFORCE, Mode.SHADOW):
-                self.rule_matches.labels(rule, action, mode)
 
     def watch_load(self, load: Callable[[], EngineLoad], clock: Callable[[], float]) -> None:
         """Read the engine's load at every scrape."""

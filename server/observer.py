@@ -4,6 +4,7 @@ import asyncio
 
 from guard.audit import decision_record
 from guard.decider import Decider
+from guard.policy import Policy
 from guard.types import Decision, Mode, OnError, Phase, Severity, Subject
 from server.engines.base import StepOutput
 from server.pipeline import Closed, LeakPreventedError
@@ -26,6 +27,7 @@ class ChoiceObserver:
     def __init__(
         self,
         service: Service,
+        policy: Policy,
         subject: Subject,
         decider: Decider,
         scorer: Scorer,
@@ -36,6 +38,7 @@ class ChoiceObserver:
         stream: bool,
     ) -> None:
         self._service = service
+        self._policy = policy
         self._subject = subject
         self._decider = decider
         self._scorer = scorer
@@ -48,7 +51,7 @@ class ChoiceObserver:
         self._last_token: float | None = None
         self._first_released: float | None = None
         self._num_released = 0
-        self._num_scored = {phase: 0 for phase in Phase}
+        self._num_scored = dict.fromkeys(Phase, 0)
         self._decide_s = 0.0
         self._vectors: set[str] = set()
 
@@ -111,7 +114,11 @@ class ChoiceObserver:
 
     def _kind(self, closed: Closed | None, error: BaseException | None) -> str:
         if closed is None:
-            return "cancelled" if error is None or isinstance(error, asyncio.CancelledError | GeneratorExit) else "error"
+            return (
+                "cancelled"
+                if error is None or isinstance(error, asyncio.CancelledError | GeneratorExit)
+                else "error"
+            )
         if self._decider.outcome.unavailable:
             return "error"
         return _OUTCOME[self._decider.outcome.action]
@@ -125,7 +132,7 @@ class ChoiceObserver:
             ts=self._admitted_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             outcome=self._decider.outcome,
             subject=self._subject,
-            policy=self._service.policy,
+            policy=self._policy,
             scores=self._scorer.series,
             waivers=self._decider.waivers,
             delivered_tokens=self._num_released,

@@ -6,7 +6,7 @@ Everything that generates, on every endpoint, streamed or not, goes through `gua
 a token is released only after its own activations were scored and every rule was decided on them.
 """
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol, assert_never
@@ -107,23 +107,11 @@ async def guarded(engine: Engine, choice: Choice, clock: Callable[[], float]) ->
                 choice.observer.stepped(step)
                 held.take(step)
                 for decision in _decide(choice, step, clock):
-                    for effect in decision.effects:
-                        match effect:
-                            case Emit(upto):
-                                if tokens := held.release(upto):
-                                    choice.observer.released(len(tokens))
-                                    yield Delta(tokens)
-                            case Hold():
-                                pass
-                            case Say(text, refusal):
-                                yield Said(text, refusal)
-                            case Steer(_, vector, strength, for_tokens):
-                                engine.steer(choice.request.request_id, SteerCommand(vector, strength, for_tokens))
-                                choice.observer.steered(vector)
-                            case Stop():
-                                closed = Closed(None, effect, decision.phase, held.num_generated)
-                            case _:
-                                assert_never(effect)
+                    for event in _apply(decision, engine, choice, held):
+                        if isinstance(event, Closed):
+                            closed = event
+                        else:
+                            yield event
                 if closed is None and step.finish is not None:
                     closed = Closed(step.finish, None, Phase.RESPONSE, held.num_generated)
                 if closed is not None:
@@ -137,6 +125,27 @@ async def guarded(engine: Engine, choice: Choice, clock: Callable[[], float]) ->
         raise
     finally:
         choice.observer.ended(closed, error)
+
+
+def _apply(decision: Decision, engine: Engine, choice: Choice, held: "_Held") -> Iterator[Event]:
+    """Do what a decision asks for. Effects are a closed list: a new one that is forgotten here is a type error."""
+    for effect in decision.effects:
+        match effect:
+            case Emit(upto):
+                if tokens := held.release(upto):
+                    choice.observer.released(len(tokens))
+                    yield Delta(tokens)
+            case Hold():
+                pass
+            case Say(text, refusal):
+                yield Said(text, refusal)
+            case Steer(_, vector, strength, for_tokens):
+                engine.steer(choice.request.request_id, SteerCommand(vector, strength, for_tokens))
+                choice.observer.steered(vector)
+            case Stop():
+                yield Closed(None, effect, decision.phase, held.num_generated)
+            case _:
+                assert_never(effect)
 
 
 def _decide(choice: Choice, step: StepOutput, clock: Callable[[], float]) -> list[Decision]:

@@ -10,7 +10,9 @@ from guard.errors import PolicyError
 from guard.policy import Policy, load_policy
 from guard.policy_test import Status, run_tests
 
-policy_app = typer.Typer(no_args_is_help=True, help="Check policies and run the tests in them. No model is needed.")
+policy_app = typer.Typer(
+    no_args_is_help=True, help="Check policies and run the tests in them. No model is needed."
+)
 
 _Paths = Annotated[list[Path], typer.Argument(help="Policy files, or folders of *.yaml.", show_default=False)]
 
@@ -31,8 +33,8 @@ def check(
         raise typer.Exit(3)
 
 
-@policy_app.command()
-def test(
+@policy_app.command("test")
+def run_policy_tests(
     paths: _Paths,
     *,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the tests that pass, too.")] = False,

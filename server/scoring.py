@@ -23,7 +23,9 @@ class Scoring:
         """A scorer that reports the series of the `needed` (phase, monitor) pairs; of the others it keeps the maximum only."""
         columns = {
             phase: [
-                (name, self._index[name]) for wanted, name in sorted(needed) if wanted == phase and name in self._index
+                (name, self._index[name])
+                for wanted, name in sorted(needed)
+                if wanted == phase and name in self._index
             ]
             for phase in Phase
         }

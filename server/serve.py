@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import signal
 import sys
 from collections.abc import Generator
 
@@ -10,9 +11,12 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from guard.errors import PolicyError
 from server.app import create_admin_app, create_app
 from server.config import ServerConfig
 from server.service import Service
+
+_log = structlog.get_logger()
 
 
 class _QuietServer(uvicorn.Server):
@@ -30,13 +34,16 @@ def set_up_logging(*, verbose: bool = False) -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,  # frames and messages, never local variables
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    )
 
 
 def run(service: Service, config: ServerConfig) -> None:
@@ -45,9 +52,12 @@ def run(service: Service, config: ServerConfig) -> None:
 
 
 async def _run(service: Service, config: ServerConfig) -> None:
-    main = uvicorn.Server(_uvicorn(create_app(service, expose_metrics=config.expose_metrics), config.host, config.port))
+    main = uvicorn.Server(
+        _uvicorn(create_app(service, expose_metrics=config.expose_metrics), config.host, config.port)
+    )
     admin = _QuietServer(_uvicorn(create_admin_app(service), config.admin_host, config.admin_port))
     admin_task = asyncio.create_task(admin.serve())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, service)
     try:
         await main.serve()
     finally:
@@ -55,5 +65,15 @@ async def _run(service: Service, config: ServerConfig) -> None:
         await admin_task
 
 
+def _reload(service: Service) -> None:
+    """SIGHUP: read the policy again."""
+    try:
+        service.reload_policy()
+    except (PolicyError, OSError, ValueError) as error:
+        _log.error("policy not reloaded; the last good one stays", reason=str(error))
+
+
 def _uvicorn(app: FastAPI, host: str, port: int) -> uvicorn.Config:
-    return uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=10)
+    return uvicorn.Config(
+        app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=10
+    )

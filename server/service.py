@@ -9,6 +9,7 @@ from guard.policy import Policy
 from server.audit import AuditLog
 from server.engines.base import Engine
 from server.metrics import Metrics
+from server.policy_store import PolicyStore
 from server.scoring import Scoring
 from server.tokenizer import Tokenizer
 
@@ -28,7 +29,7 @@ class Service:
     engine: Engine
     tokenizer: Tokenizer
     scoring: Scoring
-    policy: Policy
+    policies: PolicyStore
     metrics: Metrics
     audit: AuditLog | None
     clock: Callable[[], float]  # monotonic seconds
@@ -41,8 +42,20 @@ class Service:
     def served_models(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((self.engine.info.model_id, *self.model_names)))
 
-    @property
-    def system_fingerprint(self) -> str:
+    def reload_policy(self) -> Policy:
+        """Put the policy on disk in force. Raises PolicyError, OSError or ValueError; then the last good one stays."""
+        try:
+            policy = self.policies.reload()
+        except Exception:
+            self.metrics.policy_reloads.labels("failure").inc()
+            self.metrics.policy_reload_ok.set(0)
+            raise
+        self.metrics.policy_reloads.labels("success").inc()
+        self.metrics.policy_reload_ok.set(1)
+        self.metrics.show_policy(policy)
+        return policy
+
+    def system_fingerprint(self, policy: Policy) -> str:
         """Changes when the model or the policy does, which is what the field is for."""
-        parts = f"{self.engine.info.fingerprint}:{self.policy.digest}"
+        parts = f"{self.engine.info.fingerprint}:{policy.digest}"
         return f"fp_{hashlib.sha256(parts.encode()).hexdigest()[:12]}"

@@ -49,7 +49,9 @@ class ModelTokenizer:
             )
         except Exception as error:
             # jinja's own message may quote the conversation
-            raise PromptError("the model's chat template does not accept this sequence of messages") from error
+            raise PromptError(
+                "the model's chat template does not accept this sequence of messages"
+            ) from error
         return ids
 
 

@@ -85,7 +85,10 @@ def fit(goal: Goal, samples: Sequence[Sample]) -> tuple[Linear, Trial, list[Tria
     trials = []
     for layer, penalty in product(range(samples[0].acts.shape[0]), PENALTIES):
         probe = _fit_one(goal, fitted, layer, penalty)
-        trials += [_judge(goal, probe, validation, layer=layer, penalty=penalty, aggregator=aggregator) for aggregator in AGGREGATORS]
+        trials += [
+            _judge(goal, probe, validation, layer=layer, penalty=penalty, aggregator=aggregator)
+            for aggregator in AGGREGATORS
+        ]
         best = max(trials[-len(AGGREGATORS) :], key=_merit)
         print(
             f"  {goal.name}: blocks.{layer} C={penalty:<6} {best.aggregator.kind:13} "

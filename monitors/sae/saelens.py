@@ -3,12 +3,11 @@
 Formulas and key names: SAELens 6, `sae_lens/saes/*.py` and `handle_pre_6_0_config` (science, section 2.1).
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -57,6 +56,9 @@ class _Config(BaseModel):
     metadata: _Metadata
 
 
+_RAW = TypeAdapter(dict[str, object])
+
+
 def read_saelens(folder: Path) -> SparseAutoencoder:
     """Read a folder. Raises SaeError for what can't be read feature by feature, with the reason."""
     config = _read_config(folder / "cfg.json")
@@ -77,9 +79,9 @@ def read_saelens(folder: Path) -> SparseAutoencoder:
 
 def _read_config(path: Path) -> _Config:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = _RAW.validate_json(path.read_bytes())
         config = _Config.model_validate(raw if "metadata" in raw else _from_before_6(raw))
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise SaeError(f"{path}: not a SAELens config: {error}") from error
     name = config.architecture
     if name in _REFUSED:

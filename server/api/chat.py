@@ -34,7 +34,7 @@ class ChatRenderer:
         self._common = {
             "created": admitted.created,
             "model": admitted.subject.model,
-            "system_fingerprint": service.system_fingerprint,
+            "system_fingerprint": service.system_fingerprint(admitted.policy),
         }
 
     def chunks(self, index: int, event: Event, result: Result) -> Iterable[Body]:
@@ -51,16 +51,30 @@ class ChatRenderer:
             case Closed():
                 yield self._chunk(index, {}, finish=result.finish_reason)
 
-    def _chunk(self, index: int, delta: Body, *, logprobs: Body | None = None, finish: str | None = None) -> Body:
+    def _chunk(
+        self, index: int, delta: Body, *, logprobs: Body | None = None, finish: str | None = None
+    ) -> Body:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return {"id": self._id, "object": "chat.completion.chunk", **self._common, "choices": [choice]}
 
     def usage_chunk(self, usage: Body) -> Body:
-        return {"id": self._id, "object": "chat.completion.chunk", **self._common, "choices": [], "usage": usage}
+        return {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            **self._common,
+            "choices": [],
+            "usage": usage,
+        }
 
     def whole(self, results: list[Result], usage: Body) -> Body:
         choices = [self._choice(index, result) for index, result in enumerate(results)]
-        return {"id": self._id, "object": "chat.completion", **self._common, "choices": choices, "usage": usage}
+        return {
+            "id": self._id,
+            "object": "chat.completion",
+            **self._common,
+            "choices": choices,
+            "usage": usage,
+        }
 
     def _choice(self, index: int, result: Result) -> Body:
         content: str | None = "".join(token.text for token in result.tokens)

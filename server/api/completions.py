@@ -38,7 +38,7 @@ class CompletionRenderer:
             "object": "text_completion",
             "created": admitted.created,
             "model": admitted.subject.model,
-            "system_fingerprint": service.system_fingerprint,
+            "system_fingerprint": service.system_fingerprint(admitted.policy),
         }
 
     def chunks(self, index: int, event: Event, result: Result) -> Iterable[Body]:
@@ -86,7 +86,9 @@ class CompletionRenderer:
         if not self._logprobs or step.prompt_logprobs is None:
             return None
         offset, entries = 0, []
-        for token_id, judged in zip(self._admitted.choices[index].request.prompt_ids, step.prompt_logprobs, strict=True):
+        for token_id, judged in zip(
+            self._admitted.choices[index].request.prompt_ids, step.prompt_logprobs, strict=True
+        ):
             text = judged[0].text if judged else self._service.tokenizer.decode([token_id])
             entries.append((text, offset, judged))
             offset += len(text)
@@ -112,7 +114,8 @@ def _legacy(entries: Sequence[_Entry]) -> Body:
         "tokens": [text for text, _, _ in entries],
         "token_logprobs": [judged[0].logprob if judged else None for _, _, judged in entries],
         "top_logprobs": [
-            {top.text: top.logprob for top in (judged[0], *judged[1])} if judged else None for _, _, judged in entries
+            {top.text: top.logprob for top in (judged[0], *judged[1])} if judged else None
+            for _, _, judged in entries
         ],
         "text_offset": [offset for _, offset, _ in entries],
     }

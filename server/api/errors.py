@@ -1,12 +1,12 @@
 """OpenAI-shaped errors. Their texts never quote the request beyond the names of its fields.
 
-    ApiError
-     |-- bad_request        400 invalid_request_error (a field is wrong, or not supported)
-     |-- context_too_long   400 context_length_exceeded
-     |-- not_found          404 model_not_found
-     |-- overloaded         503 overloaded
-     |-- unavailable        503 interlock_unavailable (the guard could not judge and fails closed)
-     `-- internal           500 internal_error
+ApiError
+ |-- bad_request        400 invalid_request_error (a field is wrong, or not supported)
+ |-- context_too_long   400 context_length_exceeded
+ |-- not_found          404 model_not_found
+ |-- overloaded         503 overloaded
+ |-- unavailable        503 interlock_unavailable (the guard could not judge and fails closed)
+ `-- internal           500 internal_error
 """
 
 from typing import Any
@@ -47,7 +47,10 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         return Response(
-            orjson.dumps(self.body), status_code=self.status, headers=self.headers, media_type="application/json"
+            orjson.dumps(self.body),
+            status_code=self.status,
+            headers=self.headers,
+            media_type="application/json",
         )
 
 
@@ -65,11 +68,17 @@ def not_found(message: str, param: str, code: str) -> ApiError:
 
 def overloaded() -> ApiError:
     return ApiError(
-        503, "The server is at capacity; try again shortly.", kind="server_error", code="overloaded", headers={"Retry-After": "2"}
+        503,
+        "The server is at capacity; try again shortly.",
+        kind="server_error",
+        code="overloaded",
+        headers={"Retry-After": "2"},
     )
 
 
-def unavailable(message: str = "The guard could not judge this request, and fails closed.", extra: Body | None = None) -> ApiError:
+def unavailable(
+    message: str = "The guard could not judge this request, and fails closed.", extra: Body | None = None
+) -> ApiError:
     # asking again at once would fail alike, so tell the SDK not to
     return ApiError(
         503,
@@ -97,7 +106,9 @@ def from_failure(error: BaseException) -> ApiError:
         case EngineDead():
             return unavailable("The model is not running.")
         case EngineError():
-            return ApiError(503, "The model failed on this request.", kind="server_error", code="engine_error")
+            return ApiError(
+                503, "The model failed on this request.", kind="server_error", code="engine_error"
+            )
         case LeakPreventedError():
             return unavailable()
         case _:

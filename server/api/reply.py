@@ -81,7 +81,9 @@ class Renderer(Protocol):
 class Reply(Response):
     """The response to an admitted request."""
 
-    def __init__(self, service: Service, admitted: Admitted, renderer: Renderer, *, stream: bool, usage: bool) -> None:
+    def __init__(
+        self, service: Service, admitted: Admitted, renderer: Renderer, *, stream: bool, usage: bool
+    ) -> None:
         self._service = service
         self._admitted = admitted
         self._renderer = renderer
@@ -111,7 +113,7 @@ class Reply(Response):
                 body = self._renderer.whole(self._results, self._usage())
                 body.update(self._extension_of(self._admitted.choices))
                 response = Response(orjson.dumps(body), media_type="application/json")
-            response.headers.update(self._headers())
+            response.headers.update(self._own_headers())
             await response(scope, receive, send)
 
     async def _until_decided(self, events: "_Events") -> list[tuple[int, Event]]:
@@ -130,7 +132,9 @@ class Reply(Response):
             case StopReason.UNAVAILABLE:
                 raise unavailable(extra=self._extension("unavailable", Phase.PROMPT))
             case StopReason.BLOCKED:
-                raise prompt_block(stop.code, said.text if said else None, self._extension("block", Phase.PROMPT))
+                raise prompt_block(
+                    stop.code, said.text if said else None, self._extension("block", Phase.PROMPT)
+                )
             case StopReason.REPLACED:
                 return
 
@@ -149,7 +153,7 @@ class Reply(Response):
             "content-type": "text/event-stream; charset=utf-8",
             "cache-control": "no-cache",
             "x-accel-buffering": "no",
-            **self._headers(),
+            **self._own_headers(),
         }
         raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
@@ -190,10 +194,10 @@ class Reply(Response):
         prompt = self._admitted.num_prompt_tokens
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
-    def _headers(self) -> dict[str, str]:
+    def _own_headers(self) -> dict[str, str]:
         headers = {
             "x-interlock-decision-id": self._admitted.decision_id,
-            "x-interlock-policy": str(self._service.policy),
+            "x-interlock-policy": str(self._admitted.policy),
         }
         if not self._stream or not all(result.opened for result in self._results):
             headers["x-interlock-action"] = self._action_so_far()
@@ -218,7 +222,7 @@ class Reply(Response):
                 "decision_id": self._admitted.decision_id,
                 "action": action,
                 "phase": phase,
-                "policy": str(self._service.policy),
+                "policy": str(self._admitted.policy),
             }
         }
 

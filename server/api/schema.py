@@ -48,9 +48,24 @@ _REFUSED: Mapping[str, _Refusable] = {
 
 # fields that are known and don't change what this server answers
 _ACCEPTED = frozenset(
-    "user safety_identifier store service_tier prompt_cache_key parallel_tool_calls tool_choice function_call "
-    "reasoning_effort verbosity priority request_id cache_salt skip_special_tokens add_generation_prompt "
-    "prompt_cache_retention".split()
+    [
+        "user",
+        "safety_identifier",
+        "store",
+        "service_tier",
+        "prompt_cache_key",
+        "parallel_tool_calls",
+        "tool_choice",
+        "function_call",
+        "reasoning_effort",
+        "verbosity",
+        "priority",
+        "request_id",
+        "cache_salt",
+        "skip_special_tokens",
+        "add_generation_prompt",
+        "prompt_cache_retention",
+    ]
 )
 
 
@@ -91,7 +106,11 @@ class GenerationRequest(BaseModel):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[_Finite, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: Annotated[str, Field(min_length=1, max_length=256)] | list[Annotated[str, Field(min_length=1, max_length=256)]] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=256)]
+        | list[Annotated[str, Field(min_length=1, max_length=256)]]
+        | None
+    ) = None
     stop_token_ids: Annotated[list[int], Field(max_length=64)] | None = None
     ignore_eos: bool = False
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -101,8 +120,8 @@ class GenerationRequest(BaseModel):
     logit_bias: dict[int, Annotated[_Finite, Field(ge=-100, le=100)]] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
-        default=None, max_length=16
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = (
+        Field(default=None, max_length=16)
     )
 
     @model_validator(mode="after")
@@ -125,7 +144,9 @@ class GenerationRequest(BaseModel):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def sampling(self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None, choice: int) -> SamplingParams:
+    def sampling(
+        self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None, choice: int
+    ) -> SamplingParams:
         """Sampling of one choice. Choices of one seeded request get consecutive seeds, so that they differ and repeat."""
 
         def given(value: float | None, default: float) -> float:

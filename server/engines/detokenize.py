@@ -96,7 +96,11 @@ def stream_decoder(tokenizer: Any, prompt_ids: list[int]) -> Decode:
 @cache
 def _byte_level_alphabet() -> dict[str, int]:
     """GPT-2's map of printable stand-ins to bytes, which byte-level BPE vocabularies are written in."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     table = {chr(byte): byte for byte in printable}
     others = (byte for byte in range(256) if byte not in printable)
     return table | {chr(256 + index): byte for index, byte in enumerate(others)}

@@ -18,8 +18,8 @@ from server.engines.base import (
     EngineInfo,
     EngineLoad,
     EngineRequest,
-    RequestRefused,
     FinishReason,
+    RequestRefused,
     SteerCommand,
     StepOutput,
     Token,
@@ -32,8 +32,12 @@ class Script:
     """What one response plays. A score list that is too short plays NaN, as a broken monitor would."""
 
     tokens: Sequence[str] = ()
-    prompt_scores: Mapping[str, Sequence[float]] = field(default_factory=dict)  # monitor -> one per prompt token
-    response_scores: Mapping[str, Sequence[float]] = field(default_factory=dict)  # monitor -> one per response token
+    prompt_scores: Mapping[str, Sequence[float]] = field(
+        default_factory=dict
+    )  # monitor -> one per prompt token
+    response_scores: Mapping[str, Sequence[float]] = field(
+        default_factory=dict
+    )  # monitor -> one per response token
     finish: FinishReason = FinishReason.STOP
     fail_at: int | None = None  # raise EngineError instead of playing this token
     step_s: float = 0.0  # seconds per token
@@ -72,7 +76,9 @@ class ScriptedEngine:
         vectors: Sequence[str] = (),
         max_context: int = 100_000,
     ) -> None:
-        self.info = EngineInfo("scripted", max_context, max_batch=1_000, dtype="none", device="none", fingerprint="scripted")
+        self.info = EngineInfo(
+            "scripted", max_context, max_batch=1_000, dtype="none", device="none", fingerprint="scripted"
+        )
         self.steered: list[tuple[str, SteerCommand]] = []  # what it was asked for, in order
         self._script_for = script_for
         self.monitors = tuple(Monitor(name, _PlayedScore()) for name in monitor_names)
@@ -101,7 +107,9 @@ class ScriptedEngine:
         text = SettledText(lambda index: script.tokens[index], request.sampling.stop)
         self._running[request.request_id] = num_prompt
         try:
-            yield StepOutput(Phase.PROMPT, 0, num_prompt, self._values(script.prompt_scores, 0, num_prompt), final=True)
+            yield StepOutput(
+                Phase.PROMPT, 0, num_prompt, self._values(script.prompt_scores, 0, num_prompt), final=True
+            )
             for index in range(len(script.tokens)):
                 if limit is not None and index >= limit:
                     yield self._end(index, text, FinishReason.LENGTH)
@@ -142,7 +150,9 @@ class ScriptedEngine:
         if script.fail_at == index:
             raise EngineError("the script says that the engine fails here")
 
-    def _values(self, scores: Mapping[str, Sequence[float]], start: int, count: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    def _values(
+        self, scores: Mapping[str, Sequence[float]], start: int, count: int
+    ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         values = np.full((count, len(self.monitors)), np.nan, dtype=np.float32)
         for column, monitor in enumerate(self.monitors):
             own = list(scores.get(monitor.name, ()))[start : start + count]

@@ -49,9 +49,14 @@ def monitors_for(loaded: LoadedModel) -> MonitorSet:
 
     points = [HookPoint(layer) for layer in range(num_layers)]
     probes = [
-        Monitor(f"layer{p.layer}", Linear((p,), random(1, d), random(1)), AggregatorSpec("last"), Link.SIGMOID) for p in points
+        Monitor(
+            f"layer{p.layer}", Linear((p,), random(1, d), random(1)), AggregatorSpec("last"), Link.SIGMOID
+        )
+        for p in points
     ]
-    across = Monitor("across", Linear(tuple(points), random(num_layers, d), random(1)), AggregatorSpec("ema", alpha=0.2))
+    across = Monitor(
+        "across", Linear(tuple(points), random(num_layers, d), random(1)), AggregatorSpec("ema", alpha=0.2)
+    )
     entry = HookPoint(1, HookKind.RESID_PRE)
     at_input = Monitor("at_input", Linear((entry,), random(1, d), random(1)), AggregatorSpec("mean"))
     cosine = Monitor("cosine", Cosine(points[1], random(d)), AggregatorSpec("max"))
@@ -70,7 +75,9 @@ def start_engine(loaded: Callable[[str], LoadedModel]) -> Any:
 
         async def __call__(self, name: str, **settings: Any) -> TransformersEngine:
             model = loaded(name)
-            sizes = EngineSettings(**{"max_batch": 4, "prefill_chunk": 7, "prefix_cache_tokens": 0, **settings})
+            sizes = EngineSettings(
+                **{"max_batch": 4, "prefill_chunk": 7, "prefix_cache_tokens": 0, **settings}
+            )
             engine = TransformersEngine(model, monitors_for(model), sizes)
             await engine.start()
             self.engines.append(engine)
@@ -85,7 +92,9 @@ def plain_values(loaded: LoadedModel, monitors: Sequence[Monitor], ids: Sequence
     output = loaded.model(input_ids=torch.tensor([list(ids)]), output_hidden_states=True, use_cache=False)
     states = list(output.hidden_states)
     last = len(loaded.blocks.layers) - 1
-    states[last + 1] = _last_block_output(loaded, ids)  # transformers reports the last one after the final norm
+    states[last + 1] = _last_block_output(
+        loaded, ids
+    )  # transformers reports the last one after the final norm
     columns = []
     for monitor in monitors:
         total = torch.zeros(len(ids))

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from guard.types import Phase
-from server.engines.base import EngineRequest, FinishReason, RequestRefused, SamplingParams, SteerCommand, StepOutput
+from server.engines.base import (
+    EngineRequest,
+    FinishReason,
+    RequestRefused,
+    SamplingParams,
+    SteerCommand,
+    StepOutput,
+)
 from tests.integration.conftest import plain_values
 from tests.tiny_models import TINY
 
@@ -18,7 +25,7 @@ GREEDY = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
 PROMPTS = [[1, 9, 30, 41], list(range(6, 46)), [1, 20, 33, 8, 8, 51, 60, 12, 13], [3] * 25, [1, 2, 3]]
 
 
-async def run(engine, request_id, prompt, sampling=GREEDY, steer=None, before=None) -> list[StepOutput]:
+async def run(engine, request_id, prompt, sampling=GREEDY, steer=None) -> list[StepOutput]:
     """All steps of one request. `steer`: {index of the output after which: command}."""
     outputs = []
     async with aclosing(engine.generate(EngineRequest(request_id, prompt, sampling))) as steps:
@@ -65,7 +72,9 @@ async def gather(engine, prompts=PROMPTS, **kwargs):
 
 
 @pytest.mark.parametrize("name", TINY)
-async def test_scores_and_tokens_of_concurrent_requests_equal_a_plain_forward_pass(name, loaded, start_engine):
+async def test_scores_and_tokens_of_concurrent_requests_equal_a_plain_forward_pass(
+    name, loaded, start_engine
+):
     """Mixed lengths, more requests than rows, chunked prefill: every score of prompt and response, and every token."""
     engine = await start_engine(name)
     model = loaded(name)
@@ -209,7 +218,9 @@ async def test_a_stop_string_cuts_the_text_and_ends_the_request(start_engine):
     engine = await start_engine("llama")
     whole = text(await run(engine, "a", PROMPTS[2]))
     stop = whole[4:6]
-    cut = await run(engine, "b", PROMPTS[2], SamplingParams(max_tokens=12, temperature=0, ignore_eos=True, stop=(stop,)))
+    cut = await run(
+        engine, "b", PROMPTS[2], SamplingParams(max_tokens=12, temperature=0, ignore_eos=True, stop=(stop,))
+    )
     assert text(cut) == whole[: whole.index(stop)]
     assert cut[-1].finish is FinishReason.STOP
     await engine.stop()
@@ -217,9 +228,16 @@ async def test_a_stop_string_cuts_the_text_and_ends_the_request(start_engine):
 
 @pytest.mark.parametrize(
     ("prompt", "sampling", "word"),
-    [([], GREEDY, "empty"), ([999], GREEDY, "vocabulary"), ([-1], GREEDY, "vocabulary"), ([1] * 128, GREEDY, "room")],
+    [
+        ([], GREEDY, "empty"),
+        ([999], GREEDY, "vocabulary"),
+        ([-1], GREEDY, "vocabulary"),
+        ([1] * 128, GREEDY, "room"),
+    ],
 )
-async def test_a_request_that_cannot_run_is_refused_and_the_next_one_works(start_engine, prompt, sampling, word):
+async def test_a_request_that_cannot_run_is_refused_and_the_next_one_works(
+    start_engine, prompt, sampling, word
+):
     engine = await start_engine("llama")
     with pytest.raises(RequestRefused, match=word):
         await run(engine, "bad", prompt, sampling)

@@ -1,12 +1,13 @@
 """The in-process engine: requests in, steps out, one model thread."""
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+
+import structlog
 
 from monitors.artifacts import MonitorSet
 from monitors.bank import Bank
@@ -31,6 +32,8 @@ from server.engines.transformers.prefix_cache import BLOCK, PrefixCache
 from server.engines.transformers.sampling import Sampler
 from server.engines.transformers.sequence import ActiveSteering, Sequence
 from server.engines.transformers.stepper import Stepper, StepResult
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +112,7 @@ class TransformersEngine:
     async def stop(self) -> None:
         if self._loop_task is not None:
             self._loop_task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._loop_task
+            await asyncio.wait([self._loop_task])  # if it had failed, that was logged when it happened
         self._fail_all(EngineDead("the engine was stopped"))
         self._thread.shutdown(wait=True)
         if self._runtime is not None:
@@ -163,15 +165,19 @@ class TransformersEngine:
                     self._wake.clear()
                     await self._wake.wait()
                     continue
-                results = await loop.run_in_executor(self._thread, self._stepper.step, lambda s: id(s) in ready)  # noqa: B023  # awaited before `ready` changes
+                results = await loop.run_in_executor(
+                    self._thread, self._stepper.step, lambda s: id(s) in ready
+                )  # noqa: B023  # awaited before `ready` changes
                 self._last_step_s = time.monotonic()
                 self._publish(results)
                 await self._let_consumers_decide()
         except asyncio.CancelledError:
             raise
         except BaseException as error:
+            _log.exception("the engine's loop ended")
             self._fail_all(EngineDead(f"the engine's loop ended: {type(error).__name__}"))
-            raise
+            if not isinstance(error, Exception):
+                raise
 
     def _free_abandoned(self) -> None:
         for run in [run for run in self._running.values() if run.over]:
@@ -220,7 +226,9 @@ class TransformersEngine:
         if not ids:
             raise RequestRefused("the prompt is empty")
         if (highest := max(ids)) >= self._loaded.vocab_size or min(ids) < 0:
-            raise RequestRefused(f"token id {highest if highest >= 0 else min(ids)} is outside the vocabulary")
+            raise RequestRefused(
+                f"token id {highest if highest >= 0 else min(ids)} is outside the vocabulary"
+            )
         room = self.info.max_context - len(ids)
         if room < (sampling.max_tokens or 1) and not (room == 0 and sampling.max_tokens == 0):
             raise RequestRefused(f"the prompt's {len(ids)} tokens leave no room for the response")

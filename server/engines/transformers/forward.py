@@ -10,6 +10,8 @@ from server.engines.base import EngineError
 from server.engines.transformers.kv import SlotCache
 from server.engines.transformers.masks import MaskForm, candidate_forms
 
+_CHEAP_LENGTH = 256
+
 
 class Forward:
     """A causal language model over a `SlotCache`. Not thread-safe: one thread runs it."""
@@ -26,14 +28,18 @@ class Forward:
         end = start + len(ids)
         self.cache.prefill(row, start, end)
         position = torch.arange(start, end, device=self._device)[None]
-        return self._run(torch.tensor([ids], device=self._device), position, end, keep=0 if all_logits else 1)[0]
+        return self._run(
+            torch.tensor([ids], device=self._device), position, end, keep=0 if all_logits else 1
+        )[0]
 
     def decode(self, first_row: int, ids: Sequence[int], positions: Sequence[int]) -> Tensor:
         """Feed one token to each of the rows from `first_row` on. Returns logits [n_rows, vocab]."""
         position = torch.tensor(positions, device=self._device)
         visible = max(positions) + 1
         self.cache.decode(first_row, position, visible)
-        return self._run(torch.tensor(ids, device=self._device)[:, None], position[:, None], visible, keep=1)[:, -1]
+        return self._run(torch.tensor(ids, device=self._device)[:, None], position[:, None], visible, keep=1)[
+            :, -1
+        ]
 
     def _run(self, ids: Tensor, position: Tensor, visible: int, *, keep: int) -> Tensor:
         logits: Tensor = self._model(
@@ -54,10 +60,13 @@ def choose_mask_form(model: Any, *, num_layers: int) -> MaskForm:
     """
     config = model.config.get_text_config(decoder=True)
     window = getattr(config, "sliding_window", None) or 0
-    length = window + 8 if 0 < window <= 256 else 24  # past the window where that is cheap, so that the choice is tested
+    # go past the window where that is cheap, so that the choice is put to the test
+    length = window + 8 if 0 < window <= _CHEAP_LENGTH else 24
     generator = torch.Generator().manual_seed(0)
     low, high = min(5, config.vocab_size - 1), config.vocab_size
-    long, short = (torch.randint(low, high, (n,), generator=generator).tolist() for n in (length, length // 2))
+    long, short = (
+        torch.randint(low, high, (n,), generator=generator).tolist() for n in (length, length // 2)
+    )
     tried: list[str] = []
     with torch.inference_mode():
         want = [_plain_logits(model, ids) for ids in (long, short)]
@@ -83,7 +92,9 @@ def _plain_logits(model: Any, ids: list[int]) -> Tensor:
     return logits
 
 
-def _cached_logits(model: Any, form: MaskForm, num_layers: int, long: list[int], short: list[int]) -> list[Tensor]:
+def _cached_logits(
+    model: Any, form: MaskForm, num_layers: int, long: list[int], short: list[int]
+) -> list[Tensor]:
     """Logits of the last two positions of both prompts: prefilled (one in two chunks), then decoded together."""
     forward = Forward(model, SlotCache(num_layers=num_layers, num_slots=2, capacity=len(long) + 1), form)
     half = len(long) // 2

@@ -50,7 +50,9 @@ def load_model(
             f"can't load a model from {source!r}: {error}\n"
             "Give a folder with config.json, *.safetensors and tokenizer files, or the id of a model that is in the hub cache."
         ) from error
-    return prepare(model.to(target), tokenizer, model_id=model_id or Path(source).name, layers_path=layers_path)
+    return prepare(
+        model.to(target), tokenizer, model_id=model_id or Path(source).name, layers_path=layers_path
+    )
 
 
 def prepare(model: Any, tokenizer: Any, *, model_id: str, layers_path: str | None = None) -> LoadedModel:

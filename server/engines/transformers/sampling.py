@@ -67,7 +67,9 @@ class Sampler:
             counts = torch.tensor(list(self._counts.values()), dtype=torch.float32, device=raw.device)
             logits[ids] -= params.frequency_penalty * counts + params.presence_penalty
         if params.repetition_penalty != 1.0:  # CTRL, arXiv 1909.05858: prompt and response alike
-            seen = torch.tensor(sorted({*self._prompt_ids, *self._counts}), dtype=torch.int64, device=raw.device)
+            seen = torch.tensor(
+                sorted({*self._prompt_ids, *self._counts}), dtype=torch.int64, device=raw.device
+            )
             values = logits[seen]
             logits[seen] = torch.where(
                 values > 0, values / params.repetition_penalty, values * params.repetition_penalty

@@ -31,7 +31,9 @@ class _Fed(Enum):
 
     NEW = auto()  # a response token, just drawn
     PROMPT_END = auto()  # the prompt's last token again, now steered
-    PAUSED = auto()  # the consumer is not ready: carried along, writing beyond its end, where it is written over later
+    PAUSED = (
+        auto()
+    )  # the consumer is not ready: carried along, writing beyond its end, where it is written over later
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class Stepper:
         """Begin to prefill a sequence. `can_admit` must be true."""
         self._prefilling = sequence
 
+    @torch.inference_mode()
     def remove(self, sequence: Sequence) -> None:
         """Free a sequence's row; the last rows close the gap. A sequence that isn't here is ignored."""
         if sequence is self._prefilling:
@@ -147,20 +150,31 @@ class Stepper:
         if sequence.max_tokens == 0:
             return self._end(sequence, FinishReason.LENGTH)
         sampling = sequence.request.sampling
-        if sequence.greedy_next is not None:
-            token_id, logprob, top = sequence.greedy_next, None, ()
-        else:
-            assert sequence.logits is not None, "a sequence decodes only after its prompt was fed"  # noqa: S101
-            drawn = sequence.sampler.draw(sequence.logits)
-            token_id = drawn.token_id
-            logprob, top = sequence.describe(drawn) if drawn.logprob is not None else (None, ())
-        if token_id in sampling.stop_token_ids or (token_id in self._eos and not sampling.ignore_eos):
+        token = self._next_token(sequence)
+        if token.token_id in sampling.stop_token_ids or (
+            token.token_id in self._eos and not sampling.ignore_eos
+        ):
             return self._end(sequence, FinishReason.STOP)
-        return _Row(sequence, _Fed.NEW, Token(token_id, "", logprob, top), sequence.num_fed)
+        return _Row(sequence, _Fed.NEW, token, sequence.num_fed)
+
+    @staticmethod
+    def _next_token(sequence: Sequence) -> Token:
+        if sequence.greedy_next is not None:
+            return Token(sequence.greedy_next, "")
+        assert sequence.logits is not None, "a sequence decodes only after its prompt was fed"  # noqa: S101
+        drawn = sequence.sampler.draw(sequence.logits)
+        if drawn.logprob is None:
+            return Token(drawn.token_id, "")
+        return Token(drawn.token_id, "", *sequence.describe(drawn))
 
     def _end(self, sequence: Sequence, finish: FinishReason) -> StepOutput:
         return StepOutput(
-            Phase.RESPONSE, sequence.num_generated, 0, None, tokens=tuple(sequence.text.flush()), finish=finish
+            Phase.RESPONSE,
+            sequence.num_generated,
+            0,
+            None,
+            tokens=tuple(sequence.text.flush()),
+            finish=finish,
         )
 
     def _feed(self, rows: list[_Row]) -> list[tuple[Sequence, StepResult]]:
@@ -179,9 +193,13 @@ class Stepper:
         return results
 
     def _feed_rows(self, first_row: int, rows: list[_Row]) -> list[tuple[Sequence, StepResult]]:
-        spans = [RowSpan(1, row.position, () if row.fed is _Fed.PAUSED else row.sequence.edits) for row in rows]
+        spans = [
+            RowSpan(1, row.position, () if row.fed is _Fed.PAUSED else row.sequence.edits) for row in rows
+        ]
         with self._reading(spans) as values:
-            logits = self._forward.decode(first_row, [row.token.token_id for row in rows], [row.position for row in rows])
+            logits = self._forward.decode(
+                first_row, [row.token.token_id for row in rows], [row.position for row in rows]
+            )
         best = logits.max(dim=-1)
         finite, greedy = torch.isfinite(best.values).tolist(), best.indices.tolist()
         raw = values()
@@ -200,7 +218,9 @@ class Stepper:
             results.append((row.sequence, self._after_token(row.sequence, row.token, own)))
         return results
 
-    def _after_token(self, sequence: Sequence, token: Token, values: NDArray[np.float32] | None) -> StepOutput:
+    def _after_token(
+        self, sequence: Sequence, token: Token, values: NDArray[np.float32] | None
+    ) -> StepOutput:
         index = sequence.num_generated
         sequence.num_fed += 1
         sequence.num_generated += 1

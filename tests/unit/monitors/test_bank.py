@@ -102,7 +102,9 @@ def test_a_bad_activation_never_looks_like_a_low_score(bad):
 
 
 def test_the_columns_of_one_hook_point_are_one_matmul():
-    bank = Bank([Monitor(f"p{i}", Linear(POINTS[:1], randn(1, D, seed=i), torch.zeros(1))) for i in range(5)], "cpu")
+    bank = Bank(
+        [Monitor(f"p{i}", Linear(POINTS[:1], randn(1, D, seed=i), torch.zeros(1))) for i in range(5)], "cpu"
+    )
     assert bank.hook_points == POINTS[:1]
     with torch.profiler.profile() as profile:
         read(bank, {POINTS[0]: randn(2, D, seed=0)}, POINTS[:1])
@@ -122,8 +124,16 @@ def test_names_must_differ():
 def test_the_digest_changes_with_anything_that_changes_a_score():
     def bank_of(weight=1.0, bias=0.0, aggregator="mean", exclude_first=0):
         probe = Linear(POINTS[:1], torch.full((1, D), weight), torch.tensor([bias]))
-        return Bank([Monitor("p", probe, AggregatorSpec(aggregator), exclude_first=exclude_first)], "cpu").digest
+        return Bank(
+            [Monitor("p", probe, AggregatorSpec(aggregator), exclude_first=exclude_first)], "cpu"
+        ).digest
 
-    digests = [bank_of(), bank_of(2.0), bank_of(bias=1.0), bank_of(aggregator="max"), bank_of(exclude_first=1)]
+    digests = [
+        bank_of(),
+        bank_of(2.0),
+        bank_of(bias=1.0),
+        bank_of(aggregator="max"),
+        bank_of(exclude_first=1),
+    ]
     assert len(set(digests)) == len(digests)
     assert bank_of() == digests[0]

@@ -66,7 +66,9 @@ def test_closing_removes_every_hook():
 
 def test_a_failing_third_leaves_none():
     blocks = blocks_of()
-    with pytest.raises(HookPointError, match=r"blocks.9.hook_resid_post: the model has layers 0 to 2 \(at 'layers'\)"):
+    with pytest.raises(
+        HookPointError, match=r"blocks.9.hook_resid_post: the model has layers 0 to 2 \(at 'layers'\)"
+    ):
         attach(blocks, [HookPoint(0), HookPoint(1, PRE), HookPoint(9)], lambda point, hidden: None)
     assert num_hooks(blocks) == 0
 
@@ -82,5 +84,8 @@ def test_what_a_visit_raises_comes_out_of_the_model():
 
 def test_an_output_without_a_hidden_state_is_an_error():
     blocks = blocks_of("dict")
-    with attach(blocks, [HookPoint(0)], lambda point, hidden: None), pytest.raises(HookPointError, match="dict"):
+    with (
+        attach(blocks, [HookPoint(0)], lambda point, hidden: None),
+        pytest.raises(HookPointError, match="dict"),
+    ):
         blocks.layers[0](torch.ones(1, 4))

@@ -41,11 +41,15 @@ def randn(*shape, seed):
 
 
 def bank_of(*points):
-    probes = [Monitor(f"at_{p.layer}", Linear((p,), randn(1, D, seed=p.layer), torch.zeros(1))) for p in points]
+    probes = [
+        Monitor(f"at_{p.layer}", Linear((p,), randn(1, D, seed=p.layer), torch.zeros(1))) for p in points
+    ]
     return Bank(probes, "cpu")
 
 
-PUSH = SteeringVector("push", "add", (Direction(P0, randn(D, seed=50)), Direction(P2, randn(D, seed=51))), 9.0)
+PUSH = SteeringVector(
+    "push", "add", (Direction(P0, randn(D, seed=50)), Direction(P2, randn(D, seed=51))), 9.0
+)
 ABLATE = SteeringVector("ablate", "ablate", (Direction(P0, randn(D, seed=52)),), 9.0)
 VECTORS = {vector.name: vector for vector in (PUSH, ABLATE)}
 
@@ -78,7 +82,9 @@ def test_values_are_the_probes_of_each_row(model, runtime, shape):
     states = {0: h0, 1: h1, 2: h1}  # the input of block 2 is the output of block 1
     for column, monitor in enumerate(runtime.bank.monitors):
         weight = monitor.transform.weight[0]
-        torch.testing.assert_close(values[:, column], (states[monitor.transform.hook_points[0].layer] @ weight).reshape(-1))
+        torch.testing.assert_close(
+            values[:, column], (states[monitor.transform.hook_points[0].layer] @ weight).reshape(-1)
+        )
 
 
 def test_a_hook_that_does_not_fire_gives_nan(model, runtime):
@@ -107,7 +113,12 @@ def test_nothing_steered_changes_nothing(model, runtime):
 def test_steering_touches_its_own_rows_only(model, runtime, shape):
     x = randn(*shape, seed=1)
     edits = (Edit(PUSH, 0.5),)
-    spans = [RowSpan(1, 0), RowSpan(2, 5, edits), RowSpan(2, 0), RowSpan(1, 3, (Edit(PUSH, -2.0), Edit(ABLATE, 1.0)))]
+    spans = [
+        RowSpan(1, 0),
+        RowSpan(2, 5, edits),
+        RowSpan(2, 0),
+        RowSpan(1, 3, (Edit(PUSH, -2.0), Edit(ABLATE, 1.0))),
+    ]
     out, _ = forward(runtime, model, x, spans)
     expected = model(x)
     rows, plain = out.reshape(6, D), expected.reshape(6, D)
@@ -135,7 +146,10 @@ def test_monitors_read_before_the_edit_at_their_own_hook_point_and_after_it_belo
     x = randn(1, D, seed=1)
     _, plain = forward(runtime, model, x, [RowSpan(1, 0)])
     _, steered = forward(runtime, model, x, [RowSpan(1, 0, (Edit(PUSH, 1.0),))])
-    changed = {m.name: not torch.equal(a, b) for m, a, b in zip(runtime.bank.monitors, plain.T, steered.T, strict=True)}
+    changed = {
+        m.name: not torch.equal(a, b)
+        for m, a, b in zip(runtime.bank.monitors, plain.T, steered.T, strict=True)
+    }
     assert changed == {"at_0": False, "at_1": True, "at_2": True}
 
 
@@ -155,7 +169,7 @@ def test_install_exchanges_bank_and_hooks(model, runtime):
 
 def test_an_install_that_fails_changes_nothing(model, runtime):
     before = runtime.bank
-    with pytest.raises(HookPointError, match="blocks.7"):
+    with pytest.raises(HookPointError, match=r"blocks.7"):
         runtime.install(bank_of(P1, HookPoint(7)), {})
     assert runtime.bank is before
     _, values = forward(runtime, model, randn(2, D, seed=1), [RowSpan(2, 0)])

@@ -79,7 +79,9 @@ class Sae:
         w = self.W_enc[:, feature]
         bias = float(self.b_enc[feature] - self.b_dec @ w)
         w = w - w.mean() if self.scale is Scale.LAYER_NORM else w
-        return Direction(POINT, self.W_dec[feature].float(), Column(POINT, w.float(), bias, self.scale, self.rectifier))
+        return Direction(
+            POINT, self.W_dec[feature].float(), Column(POINT, w.float(), bias, self.scale, self.rectifier)
+        )
 
 
 @pytest.mark.parametrize("scale", [Scale.NONE, Scale.SQRT_D, Scale.LAYER_NORM], ids=lambda s: s.name)
@@ -88,7 +90,9 @@ def test_a_decoder_delta_equals_the_splice_with_its_error_term(scale, rectifier)
     sae, x = Sae(scale, rectifier), 2 * randn(20, D, seed=6) + 0.5
     clamped, _ = apply("sae_clamp", sae.direction(7), x, 4.0)
     scaled, _ = apply("sae_scale", sae.direction(7), x, 0.0)
-    torch.testing.assert_close(clamped, sae.splice(x, 7, lambda a: torch.full_like(a, 4.0)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        clamped, sae.splice(x, 7, lambda a: torch.full_like(a, 4.0)), rtol=1e-5, atol=1e-5
+    )
     torch.testing.assert_close(scaled, sae.splice(x, 7, lambda a: 0 * a), rtol=1e-5, atol=1e-5)
     assert not torch.equal(scaled, x)
 
@@ -134,6 +138,8 @@ def test_the_result_has_the_models_dtype():
     [
         ({"operation": "push"}, "unknown operation 'push'; known: add, ablate"),
         ({"directions": ()}, "one or more directions"),
+        ({"directions": (Direction(POINT, torch.ones(D)),) * 2}, "at different hook points"),
+        ({"directions": (Direction(POINT, torch.zeros(D)),)}, "all zeros"),
         ({"max_norm_ratio": 0.0}, "must be above 0"),
         ({"max_norm_ratio": math.nan}, "must be above 0"),
         ({"operation": "sae_clamp"}, "encoder row"),

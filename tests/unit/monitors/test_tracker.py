@@ -36,7 +36,9 @@ def sigmoid(z):
 
 
 def test_scores_link_and_scope():
-    values = np.array([[9.0, 1, 9, 9, 1], [9, 3, 9, 2, 2], [1, 2, -1, 3, 3], [3, 0, -3, 4, 7]], dtype=np.float32)
+    values = np.array(
+        [[9.0, 1, 9, 9, 1], [9, 3, 9, 2, 2], [1, 2, -1, 3, 3], [3, 0, -3, 4, 7]], dtype=np.float32
+    )
     tracker = PLAN.prompt()
     scores = tracker.push(values)
     out = OUT_OF_SCOPE
@@ -84,6 +86,11 @@ def test_the_sigmoid_neither_overflows_nor_loses_small_scores():
     plan = TrackerPlan([monitor("a", LAST, Link.SIGMOID)])
     scores = plan.response().push(np.array([[-1e30], [-700.0], [-40.0], [0.0], [1e30]], dtype=np.float32))
     assert scores[:, 0] == pytest.approx([0.0, np.exp(-700), np.exp(-40), 0.5, 1.0], rel=1e-12, abs=0)
+
+
+def test_values_of_another_bank_are_an_error():
+    with pytest.raises(ValueError, match=r"shape \(2, 6\); needs \[n, 5\]"):
+        PLAN.prompt().push(np.ones((2, 6), dtype=np.float32))
 
 
 def test_push_leaves_its_argument_alone():

@@ -1,0 +1,33 @@
+"""The operator's actions, on the admin port only."""
+
+from fastapi import APIRouter, Request
+
+from guard.errors import PolicyError
+from server.api.errors import Body, bad_request
+from server.service import Service
+
+router = APIRouter()
+
+
+@router.get("/-/policy")
+async def show(request: Request) -> Body:
+    """The policy in force."""
+    service: Service = request.app.state.service
+    policy = service.policies.current
+    return {
+        "policy": str(policy),
+        "digest": policy.digest,
+        "files": list(policy.files),
+        "rules": [{"id": rule.id, "mode": rule.mode, "action": rule.action.kind} for rule in policy.rules],
+    }
+
+
+@router.post("/-/reload")
+async def reload(request: Request) -> Body:
+    """Put the policy on disk in force: 200 with the new one, or 400 with everything that is wrong and the old one kept."""
+    service: Service = request.app.state.service
+    try:
+        policy = service.reload_policy()
+    except (PolicyError, OSError, ValueError) as error:
+        raise bad_request(str(error), code="policy_invalid") from error
+    return {"policy": str(policy), "digest": policy.digest}

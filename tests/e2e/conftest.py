@@ -1,0 +1,165 @@
+"""Real servers on real sockets: uvicorn in a thread, the stock OpenAI client in front."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import orjson
+import pytest
+import uvicorn
+
+from server.app import create_app
+from server.assemble import create_metrics, describe_monitors, open_audit
+from server.engines.base import Engine, EngineRequest
+from server.engines.scripted import Script, ScriptedEngine
+from server.policy_store import PolicyStore
+from server.scoring import Scoring
+from server.service import Service
+from server.tokenizer import ByteTokenizer, Tokenizer
+
+ALLOW_ONLY = """
+apiVersion: interlock/v1
+kind: Policy
+metadata: {name: allow-only, version: "1"}
+rules:
+  - {id: note, when: max(response.harm) > 2, then: {log: {}}}
+"""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@dataclass
+class Live:
+    """A running server and ways to talk to it."""
+
+    url: str
+    service: Service
+    audit_path: Path
+    client: openai.OpenAI = field(init=False)
+    http: httpx.Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0)
+        self.http = httpx.Client(base_url=self.url, timeout=30)
+
+    @property
+    def model(self) -> str:
+        return self.service.engine.info.model_id
+
+    def chat(self, text: str = "hello", **options: Any) -> Any:
+        return self.client.chat.completions.create(
+            model=self.model, messages=[{"role": "user", "content": text}], **options
+        )
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def records(self) -> list[dict[str, Any]]:
+        """The decision log so far, once the queue is written."""
+        for _ in range(100):
+            queue = self.service.audit._queue
+            if queue.empty():
+                break
+            time.sleep(0.01)
+        time.sleep(0.05)
+        return [orjson.loads(line) for line in self.audit_path.read_bytes().splitlines()]
+
+    def wait_until_free(self) -> None:
+        """Within two seconds the engine holds nothing."""
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            load = self.service.engine.load()
+            if (load.running, load.waiting, load.kv_tokens) == (0, 0, 0):
+                return
+            time.sleep(0.01)
+        pytest.fail(f"still held: {load}")
+
+
+@contextlib.contextmanager
+def running(service: Service, audit_path: Path, **app_options: Any) -> Iterator[Live]:
+    """Serve until the block ends."""
+    config = uvicorn.Config(create_app(service, **app_options), port=0, log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.005)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    live = Live(f"http://127.0.0.1:{port}", service, audit_path)
+    try:
+        yield live
+    finally:
+        live.client.close()
+        live.http.close()
+        server.should_exit = True
+        thread.join(timeout=15)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+def make_service(
+    engine: Engine,
+    policy: str,
+    audit_path: Path,
+    tokenizer: Tokenizer | None = None,
+    vectors: Sequence[str] = (),
+) -> Service:
+    policy_path = audit_path.with_suffix(".yaml")
+    policy_path.write_text(policy)
+    policies = PolicyStore(policy_path, describe_monitors(engine.monitors), vectors)
+    metrics = create_metrics(engine.info.model_id, policies.current)
+    metrics.watch_load(engine.load, time.monotonic)
+    return Service(
+        engine=engine,
+        tokenizer=tokenizer or ByteTokenizer(),
+        scoring=Scoring(engine.monitors),
+        policies=policies,
+        metrics=metrics,
+        audit=open_audit(audit_path, metrics),
+        clock=time.monotonic,
+        now=lambda: datetime.now(UTC),
+    )
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Live]]:
+    """Start servers that play scripts: `serve(policy, script)`, or `serve(policy, engine=…)`."""
+    with contextlib.ExitStack() as stack:
+
+        def start(
+            policy: str = ALLOW_ONLY,
+            script: Script | Callable[[EngineRequest], Script] | None = None,
+            *,
+            engine: Engine | None = None,
+            tokenizer: Tokenizer | None = None,
+            monitors: Sequence[str] = ("harm", "deception"),
+            vectors: Sequence[str] = ("calm",),
+            **app_options: Any,
+        ) -> Live:
+            if engine is None:
+                played = script if callable(script) else lambda _: script
+                engine = ScriptedEngine(played, monitors, vectors=vectors)
+            path = tmp_path / f"audit-{time.monotonic_ns()}.jsonl"
+            service = make_service(engine, policy, path, tokenizer, vectors)
+            return stack.enter_context(running(service, path, **app_options))
+
+        yield start
+
+
+def scores(value: float = 0.1, count: int = 2000, **spikes: Mapping[int, float]) -> dict[str, list[float]]:
+    """Flat scores of the two monitors, with spikes: `scores(harm={3: 0.9})`."""
+    series = {name: [value] * count for name in ("harm", "deception")}
+    for name, at in spikes.items():
+        for index, spike in at.items():
+            series[name][index] = spike
+    return series

@@ -1,0 +1,84 @@
+"""Artifacts to save, load and spoil."""
+
+import json
+
+import torch
+from safetensors.torch import save_file
+
+from monitors.aggregate import AggregatorSpec
+from monitors.artifacts import ModelIdentity, SaeReference, save_monitor, save_vector
+from monitors.base import Calibration, Evidence, Link, Monitor, Rectifier, Scale, Threshold
+from monitors.direction import Cosine
+from monitors.linear import Linear
+from monitors.sae_feature import SaeFeature
+from monitors.steering import Direction, SteeringVector
+from monitors.types import HookKind, HookPoint
+
+D = 6
+PRINT = "f" * 64
+MODEL = ModelIdentity(PRINT, D, num_layers=3)
+P0, P1 = HookPoint(0), HookPoint(1, HookKind.RESID_PRE)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def sae_feature(**changes):
+    usual = {"hook_point": P1, "feature": 12, "encoder": randn(D), "bias": 0.25, "decoder": randn(D, seed=1)}
+    return SaeFeature(
+        **(usual | {"scale": Scale.LAYER_NORM, "rectifier": Rectifier(0.5, 1.5, 0.125)} | changes)
+    )
+
+
+TRANSFORMS = {
+    "linear": Linear((P0,), randn(1, D), torch.tensor([0.5])),
+    "multi_layer": Linear((P0, P1), randn(2, D), torch.tensor([0.5])),
+    "direction": Cosine(P1, randn(D)),
+    "sae_feature": sae_feature(),
+}
+
+
+def full_monitor(name, transform):
+    return Monitor(
+        name,
+        transform,
+        AggregatorSpec("ema", alpha=0.5),
+        Link.SIGMOID,
+        exclude_first=1,
+        version="3",
+        trained_with=AggregatorSpec("rolling_mean", window=8),
+        calibration=Calibration(5000, 0.95, (Threshold("response", 0.001, 0.97, certified=True),), "d" * 64),
+        evidence=Evidence(auroc=0.99, baseline_auroc=0.8, causal=True, card="card.json"),
+    )
+
+
+VECTORS = {
+    "add": SteeringVector(
+        "add", "add", (Direction(P0, randn(D)), Direction(P1, randn(D, seed=1))), 0.2, 4.5, "2"
+    ),
+    "ablate": SteeringVector("ablate", "ablate", (Direction(P0, randn(D)),)),
+    "sae_clamp": SteeringVector("sae_clamp", "sae_clamp", (sae_feature().direction,)),
+}
+
+
+def save_linear(root, name="harm", transform=TRANSFORMS["linear"]):
+    save_monitor(full_monitor(name, transform), root / name, fingerprint=PRINT)
+    return root / name
+
+
+def save_push(root, name="push"):
+    vector = SteeringVector(name, "add", (Direction(P0, randn(D)),))
+    save_vector(vector, root / name, fingerprint=PRINT)
+    return root / name
+
+
+def write_sae(root, **changes):
+    """A SAELens folder of 20 features at blocks.1.hook_resid_pre."""
+    folder = root / "saes" / "tiny"
+    folder.mkdir(parents=True)
+    cfg = {"architecture": "standard", "d_in": D, "d_sae": 20, "metadata": {"hook_name": str(P1)}}
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+    tensors = {"W_enc": randn(D, 20), "W_dec": randn(20, D), "b_enc": randn(20), "b_dec": randn(D)}
+    save_file(tensors | changes, folder / "sae_weights.safetensors")
+    return SaeReference(format="saelens", path="saes/tiny", feature=7)

@@ -1,0 +1,46 @@
+"""Every registered kind keeps its promises to the bank and to artifacts."""
+
+import pytest
+import torch
+
+from monitors.registry import MONITORS
+from monitors.types import HookPoint
+
+TENSORS = {
+    "linear": {"weight": torch.ones(1, 4), "bias": torch.ones(1)},
+    "direction": {"direction": torch.ones(4)},
+    "sae_feature": {
+        "encoder": torch.ones(4),
+        "decoder": torch.ones(4),
+        "scalars": torch.tensor([0.1, 0.2, 1.0, 0.0]),
+    },
+}
+PARAMS = {"sae_feature": {"scale": "none", "feature": 3}}
+
+
+@pytest.mark.parametrize("kind", MONITORS)
+def test_a_kind_restores_what_it_says(kind):
+    params = PARAMS.get(kind, {})
+    transform = MONITORS[kind].restore((HookPoint(2),), TENSORS[kind], params)
+    assert transform.kind == kind
+    assert transform.params == params
+    assert transform.tensors.keys() == TENSORS[kind].keys()
+    assert all(torch.equal(tensor, TENSORS[kind][name]) for name, tensor in transform.tensors.items())
+    assert [column.hook_point for column in transform.columns] == [HookPoint(2)]
+
+
+@pytest.mark.parametrize("kind", MONITORS)
+def test_a_kind_refuses_other_tensors(kind):
+    with pytest.raises(ValueError, match="needs exactly"):
+        MONITORS[kind].restore((HookPoint(2),), {"other": torch.ones(4)}, PARAMS.get(kind, {}))
+
+
+@pytest.mark.parametrize("kind", ["direction", "sae_feature"])
+def test_a_kind_of_one_hook_point_refuses_two(kind):
+    with pytest.raises(ValueError, match="one hook point"):
+        MONITORS[kind].restore((HookPoint(1), HookPoint(2)), TENSORS[kind], PARAMS.get(kind, {}))
+
+
+def test_an_unknown_scale():
+    with pytest.raises(ValueError, match="param 'scale' is 'cube'; known: none, unit, sqrt_d, layer_norm"):
+        MONITORS["sae_feature"].restore((HookPoint(1),), TENSORS["sae_feature"], {"scale": "cube"})
