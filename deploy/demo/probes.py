@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ AGGREGATORS: Final = (
     AggregatorSpec("ema", alpha=0.5),
     AggregatorSpec("rolling_mean", window=4),
 )
-PENALTIES: Final = (0.001, 0.01, 0.1)  # C of scikit-learn, on standardised activations
+PENALTIES: Final = (0.01, 0.1, 1.0)  # C of scikit-learn, on standardised activations
 EXCLUDE_FIRST: Final = 1  # <|bos|> has no content and a huge norm
 NUM_LAST: Final = (
     2  # the end token of the user's turn and <|assistant|>: here the model has understood the request
@@ -35,22 +35,30 @@ _HARD_TOKENS: Final = 4  # per benign exchange and round
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a probe is to find. Positive tokens: where the truth must show. Negative: every token of a negative exchange."""
+    """What a probe is to find, in one phase. Negative tokens: all of that phase in an exchange where the truth is false.
+
+    Positive tokens: of a prompt the last ones, where the model has understood all of it; of a reply all.
+    """
 
     name: str
-    truth: Callable[[Row], bool]
-    in_reply: bool  # whether reply tokens are examples and the reply phase is judged
+    phase: Literal["prompt", "response"]
+    truth: Callable[[Exchange], bool]
 
-    def usable(self, row: Row) -> bool:
-        """In a positive conversation of several turns the corpus does not say which turn it was: left out of fitting."""
-        return not self.truth(row) or row.messages[-2:-1] == [] or row.messages[-2]["role"] == "system"
+    def usable(self, exchange: Exchange) -> bool:
+        """Of a positive prompt of several turns the corpus does not say which turn it was: left out of fitting."""
+        if self.phase == "response":
+            return bool(exchange.reply_ids)
+        num_turns = sum(message["role"] == "user" for message in exchange.row.messages)
+        return num_turns == 1 or not self.truth(exchange)
+
+    def scope(self, exchange: Exchange) -> slice:
+        """The tokens that this goal's score is read on."""
+        end = len(exchange.prompt_ids)
+        return slice(EXCLUDE_FIRST, end) if self.phase == "prompt" else slice(end, None)
 
     def positives(self, exchange: Exchange) -> slice:
         end = len(exchange.prompt_ids)
-        return slice(end - NUM_LAST, None if self.in_reply else end)
-
-    def negatives(self, exchange: Exchange) -> slice:
-        return slice(EXCLUDE_FIRST, None if self.in_reply else len(exchange.prompt_ids))
+        return slice(end - NUM_LAST, end) if self.phase == "prompt" else slice(end, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,7 @@ class Trial:
     aggregator: AggregatorSpec
     auroc: float
     tpr: float  # at 1 % FPR
+    separation: float  # of the two means, in standard deviations: decides between equals
 
 
 def is_validation(row: Row) -> bool:
@@ -79,7 +88,7 @@ def is_validation(row: Row) -> bool:
 
 def fit(goal: Goal, samples: Sequence[Sample]) -> tuple[Linear, Trial, list[Trial]]:
     """Sweep on the training topics against the validation topics, then refit the best setting on all of them."""
-    usable = [sample for sample in samples if goal.usable(sample.exchange.row)]
+    usable = [sample for sample in samples if goal.usable(sample.exchange)]
     fitted = [sample for sample in usable if not is_validation(sample.exchange.row)]
     validation = [sample for sample in samples if is_validation(sample.exchange.row)]
     trials = []
@@ -106,16 +115,16 @@ def running(aggregator: AggregatorSpec, raw: Floats) -> Floats:
     return z
 
 
-def _merit(trial: Trial) -> float:
-    return trial.auroc + trial.tpr
+def _merit(trial: Trial) -> tuple[float, float]:
+    return round(trial.auroc + trial.tpr, 3), trial.separation
 
 
 def _fit_one(goal: Goal, samples: Sequence[Sample], layer: int, penalty: float) -> Linear:
     """Logistic regression on tokens. Negatives first at random, then those that the probe of the round before flags most:
     what counts is the largest score of a request, so every token of a harmless one must stay low."""
     rng = np.random.default_rng(0)
-    positives = [s.acts[layer, goal.positives(s.exchange)] for s in samples if goal.truth(s.exchange.row)]
-    benign = [s.acts[layer, goal.negatives(s.exchange)] for s in samples if not goal.truth(s.exchange.row)]
+    positives = [s.acts[layer, goal.positives(s.exchange)] for s in samples if goal.truth(s.exchange)]
+    benign = [s.acts[layer, goal.scope(s.exchange)] for s in samples if not goal.truth(s.exchange)]
     picks = [
         set(rng.choice(len(acts), min(6, len(acts)), replace=False)) | {len(acts) - 1} for acts in benign
     ]
@@ -156,18 +165,13 @@ def _judge(
     penalty: float,
     aggregator: AggregatorSpec,
 ) -> Trial:
-    truth = np.array([goal.truth(s.exchange.row) for s in samples])
+    truth = np.array([goal.truth(s.exchange) for s in samples])
     weight = probe.weight[0].numpy()[:, None]
     maxima = []
     for s in samples:
-        raw = s.acts[layer] @ weight
-        end = len(s.exchange.prompt_ids)
-        prompt = running(aggregator, raw[EXCLUDE_FIRST:end]).max()
-        if (
-            goal.in_reply and len(raw) > end
-        ):  # both phases count: the worse figure is what the policy lives with
-            reply = running(aggregator, raw[end:]).max()
-            prompt = min(prompt, reply) if goal.truth(s.exchange.row) else max(prompt, reply)
-        maxima.append(prompt)
+        raw = s.acts[layer, goal.scope(s.exchange)] @ weight
+        maxima.append(running(aggregator, raw).max())
     scores = np.array(maxima)
-    return Trial(layer, penalty, aggregator, auroc(truth, scores), tpr_at(truth, scores, 0.01))
+    spread = np.sqrt((scores[truth].var() + scores[~truth].var()) / 2)
+    separation = float((scores[truth].mean() - scores[~truth].mean()) / spread)
+    return Trial(layer, penalty, aggregator, auroc(truth, scores), tpr_at(truth, scores, 0.01), separation)

@@ -40,18 +40,17 @@ def markdown(table: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, monitor in table["monitors"].items():
-        for phase, found in monitor["phases"].items():
-            size = f"{found['num_positive']} / {found['num_negative']}"
-            lines.append(_row(phase, f"**{name}** ({_setting(monitor['chosen'])})", size, found))
-            same, more = found["tfidf_same_data"], found.get("tfidf_more_data")
-            lines.append(_row(phase, f"TF-IDF on the same {same['n']} texts", size, same))
-            if more:
-                lines.append(_row(phase, f"TF-IDF on {more['n']} texts", size, more))
-            drawn = found["random_directions"]
-            lines.append(
-                f"| {phase} | {drawn['n']} random directions, mean (best) | {size} "
-                f"| {drawn['mean_auroc']:.3f} ({drawn['best_auroc']:.3f}) | | |"
-            )
+        phase, size = monitor["phase"], f"{monitor['num_positive']} / {monitor['num_negative']}"
+        lines.append(_row(phase, f"**{name}** ({_setting(monitor['chosen'])})", size, monitor))
+        same, more = monitor["tfidf_same_data"], monitor.get("tfidf_more_data")
+        lines.append(_row(phase, f"TF-IDF on the same {same['n']} texts", size, same))
+        if more:
+            lines.append(_row(phase, f"TF-IDF on {more['n']} texts", size, more))
+        drawn = monitor["random_directions"]
+        lines.append(
+            f"| {phase} | {drawn['n']} random directions, mean (best) | {size} "
+            f"| {drawn['mean_auroc']:.3f} ({drawn['best_auroc']:.3f}) | | |"
+        )
     lines += [
         "",
         "## Thresholds",
@@ -86,32 +85,36 @@ def _thresholds(table: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for name, monitor in table["monitors"].items():
-        for phase, found in monitor["phases"].items():
-            for at in found["at_threshold"]:
-                fpr, tpr = at["test_fpr_interval"], at["tpr_interval"]
-                lines.append(
-                    f"| {name} | {phase} | {at['fpr']:.1%} | {at['value']:.4f} | {'yes' if at['certified'] else 'no'} "
-                    f"| {at['test_fpr']:.2%} ({fpr[0]:.2%} to {fpr[1]:.2%}) "
-                    f"| {at['tpr']:.1%} ({tpr[0]:.1%} to {tpr[1]:.1%}) |"
-                )
+        for at in monitor["at_threshold"]:
+            fpr, tpr = at["test_fpr_interval"], at["tpr_interval"]
+            lines.append(
+                f"| {name} | {monitor['phase']} | {at['fpr']:.1%} | {at['value']:.4f} | {'yes' if at['certified'] else 'no'} "
+                f"| {at['test_fpr']:.2%} ({fpr[0]:.2%} to {fpr[1]:.2%}) "
+                f"| {at['tpr']:.1%} ({tpr[0]:.1%} to {tpr[1]:.1%}) |"
+            )
     return lines
 
 
 def _strata_table(table: dict[str, Any]) -> list[str]:
-    lines = ["| monitor | phase | prompts | n | flagged |", "|---|---|---|---|---|"]
+    lines = ["| monitor | prompts | n | flagged |", "|---|---|---|---|"]
     for name, monitor in table["monitors"].items():
-        for phase, found in monitor["phases"].items():
-            lines += [
-                f"| {name} | {phase} | {stratum} | {at['n']} | {at['flagged']:.1%} |"
-                for stratum, at in found["strata"].items()
-            ]
+        lines += [
+            f"| {name} | {stratum} | {at['n']} | {at['flagged']:.1%} |"
+            for stratum, at in monitor["strata"].items()
+        ]
+        for at in monitor.get("steered", {}).get("flagged", ())[1:2]:
+            for kind in ("hostile", "calm"):
+                share = "" if at[kind] is None else f"{at[kind]:.1%}"
+                lines.append(
+                    f"| {name} | steered reply, {kind} | {monitor['steered'][f'num_{kind}']} | {share} |"
+                )
     return lines
 
 
 def _steering(found: dict[str, Any]) -> list[str]:
     first = next(iter(found["effects"].values()))
     lines = [
-        f"Vector `{found['vector']}`, operation add at {', '.join(f'`{point}`' for point in found['hook_points'])},",
+        f"Vector `{found['vector']}` (difference of means, contrast: {found['contrast']}), operation add at {', '.join(f'`{point}`' for point in found['hook_points'])},",
         f"strength {found['strength']} (1 is the distance between the class means),",
         f"largest change {found['max_norm_ratio']} of the residual stream's norm.",
         "Steering begins with the second token of the reply, as in the server.",

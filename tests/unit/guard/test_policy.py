@@ -221,6 +221,13 @@ def test_exceptions_cannot_switch_off_what_is_critical_or_unknown(tmp_path):
         assert [p.code for p in caught.value.problems if p.severity == "error"] == [code]
 
 
+def test_an_exception_never_strengthens_a_rule(tmp_path):
+    (tmp_path / "a.yaml").write_text(HEAD + "rules:\n" + RULE + "    mode: off\n")
+    (tmp_path / "e.yaml").write_text(exceptions("shadow"))
+    decider = load_policy(tmp_path).decider(Subject(tenant="redteam"), now=NOW)
+    assert (decider.monitors, decider.waivers) == (frozenset(), ())
+
+
 def test_a_time_without_zone_is_refused(tmp_path):
     (tmp_path / "a.yaml").write_text(HEAD + "rules:\n" + RULE)
     (tmp_path / "e.yaml").write_text(exceptions(expires="2026-12-15"))

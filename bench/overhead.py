@@ -1,0 +1,168 @@
+"""What monitoring costs: tokens per second of the guarded engine against the same engine without monitors.
+
+    python -m bench.overhead [--batch 1 8] [--tokens 64] [--rounds 9]
+
+64 linear probes and 1,000 SAE features over 4 layers of a random 30M-parameter Llama in float32. Both engines run
+the whole pipeline (aggregators, a policy of 20 rules or of none), in one process, alternating round by round; the
+figure is the median of the paired ratios, so that drift of the machine cancels out.
+"""
+
+import argparse
+import asyncio
+import copy
+import os
+import platform
+import statistics
+import time
+from contextlib import aclosing
+from datetime import UTC, datetime
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, __version__
+
+from guard.policy import Policy, policy_from_text
+from guard.types import Subject
+from monitors.aggregate import AggregatorSpec
+from monitors.artifacts import MonitorSet
+from monitors.base import Link, Monitor, Rectifier
+from monitors.linear import Linear
+from monitors.sae_feature import SaeFeature
+from monitors.types import HookPoint
+from server.engines.base import EngineRequest, SamplingParams
+from server.engines.transformers.engine import EngineSettings, TransformersEngine
+from server.engines.transformers.model import prepare
+from server.pipeline import Choice, guarded
+from server.scoring import Scoring
+
+LAYERS, D_MODEL, VOCAB = 8, 512, 8000
+MONITORED = (1, 3, 5, 7)
+NUM_PROBES, NUM_FEATURES, NUM_RULES = 64, 1000, 20
+
+
+def build_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=D_MODEL,
+        intermediate_size=1376,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=2048,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def build_monitors() -> MonitorSet:
+    generator = torch.Generator().manual_seed(1)
+
+    def direction() -> torch.Tensor:
+        return torch.randn(D_MODEL, generator=generator) / D_MODEL**0.5
+
+    def probe(index: int) -> Monitor:
+        point = HookPoint(MONITORED[index % len(MONITORED)])
+        transform = Linear((point,), direction()[None], torch.zeros(1))
+        return Monitor(f"probe{index}", transform, AggregatorSpec("ema", alpha=0.12), Link.SIGMOID)
+
+    def feature(index: int) -> Monitor:
+        point = HookPoint(MONITORED[index % len(MONITORED)])
+        return Monitor(
+            f"feature{index}",
+            SaeFeature(point, index, direction(), 0.0, direction(), rectifier=Rectifier(threshold=0.5)),
+            AggregatorSpec("max"),
+        )
+
+    return MonitorSet((*map(probe, range(NUM_PROBES)), *map(feature, range(NUM_FEATURES))), {})
+
+
+def build_policy(*, with_rules: bool) -> Policy:
+    def rule(index: int) -> str:
+        when = f"count(response.probe{index} > 0.999999, window=16) >= 12 or max(response.feature{index}) > 1e9"
+        return f'  - {{id: r{index}, when: "{when}", then: {{log: {{}}}}}}'
+
+    rules = "\n".join(map(rule, range(NUM_RULES))) if with_rules else "  []"
+    text = f"apiVersion: interlock/v1\nkind: Policy\nmetadata: {{name: bench, version: '1'}}\nrules:\n{rules}\n"
+    return policy_from_text(text)
+
+
+class _Silent:
+    """An observer that keeps nothing: metrics and the log cost the same with and without monitors."""
+
+    def stepped(self, step: object) -> None: ...
+    def decided(self, decision: object, seconds: float) -> None: ...
+    def released(self, num_tokens: int) -> None: ...
+    def steered(self, vector: str) -> None: ...
+    def ended(self, closed: object, error: object) -> None: ...
+
+
+class Contestant:
+    """One engine with its policy."""
+
+    def __init__(self, model: LlamaForCausalLM, monitors: MonitorSet, policy: Policy, max_batch: int) -> None:
+        from tests.tiny_tokenizer import tiny_tokenizer  # noqa: PLC0415  # any tokenizer does: the texts are not read
+
+        loaded = prepare(model, tiny_tokenizer(), model_id="bench")
+        settings = EngineSettings(max_batch=max_batch, max_context=512, prefix_cache_tokens=0)
+        self.engine = TransformersEngine(loaded, monitors, settings)
+        self._scoring = Scoring(self.engine.monitors)
+        self._policy = policy
+        self._count = 0
+
+    async def tokens_per_second(self, batch: int, tokens: int) -> float:
+        sampling = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
+        started: list[float] = []
+
+        async def one(index: int) -> None:
+            self._count += 1
+            decider = self._policy.decider(Subject(), now=datetime.now(UTC))
+            request = EngineRequest(f"{self._count}", [(index * 31 + i) % VOCAB for i in range(64)], sampling)
+            choice = Choice(index, request, self._scoring.scorer(decider.monitors), decider, _Silent())
+            async with aclosing(guarded(self.engine, choice, time.perf_counter)) as events:
+                async for _ in events:
+                    if len(started) < batch:
+                        started.append(time.perf_counter())  # prompts are fed first; the clock runs on decoding
+
+        await asyncio.gather(*(one(index) for index in range(batch)))
+        return batch * tokens / (time.perf_counter() - started[-1])
+
+
+async def measure(batch: int, tokens: int, rounds: int) -> None:
+    model = build_model()
+    bare = Contestant(copy.deepcopy(model), MonitorSet(), build_policy(with_rules=False), batch)
+    guarded_engine = Contestant(model, build_monitors(), build_policy(with_rules=True), batch)
+    contestants = (bare, guarded_engine)
+    for contestant in contestants:
+        await contestant.engine.start()
+        await contestant.tokens_per_second(batch, 8)  # warm up
+    ratios, speeds = [], []
+    for index in range(rounds):
+        order = contestants if index % 2 else contestants[::-1]
+        speed = {id(c): await c.tokens_per_second(batch, tokens) for c in order}
+        ratios.append(speed[id(guarded_engine)] / speed[id(bare)])
+        speeds.append(speed[id(bare)])
+        print(f"  round {index + 1}/{rounds}: {(1 / ratios[-1] - 1) * 100:+.1f} %", end="\r", flush=True)
+    costs = sorted((1 / ratio - 1) * 100 for ratio in ratios)
+    print(
+        f"batch {batch:3}: bare {statistics.median(speeds):7.1f} tok/s; with {NUM_PROBES} probes, {NUM_FEATURES} SAE features and "
+        f"{NUM_RULES} rules {statistics.median(costs):+.1f} % time per token (quartiles {costs[len(costs) // 4]:+.1f} … {costs[-len(costs) // 4 - 1]:+.1f} %, {rounds} pairs)"
+    )
+    for contestant in contestants:
+        await contestant.engine.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--tokens", type=int, default=64, help="per response")
+    parser.add_argument("--rounds", type=int, default=9, help="pairs of runs; the order alternates")
+    options = parser.parse_args()
+    print(
+        f"torch {torch.__version__}, transformers {__version__}, {torch.get_num_threads()} threads, "
+        f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, float32"
+    )
+    for batch in options.batch:
+        asyncio.run(measure(batch, options.tokens, options.rounds))
+
+
+if __name__ == "__main__":
+    main()
