@@ -1,5 +1,6 @@
 """`interlock policy …`: check policies and run their tests, without a model."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ import typer
 from guard.errors import PolicyError
 from guard.policy import Policy, load_policy
 from guard.policy_test import Status, run_tests
+from guard.schema import json_schema
 
 policy_app = typer.Typer(
     no_args_is_help=True, help="Check policies and run the tests in them. No model is needed."
@@ -53,6 +55,12 @@ def run_policy_tests(
         failed = failed or not report.ok
     if failed:
         raise typer.Exit(1)
+
+
+@policy_app.command()
+def schema() -> None:
+    """Print the JSON Schema of policy files, for editors: `# yaml-language-server: $schema=policy.schema.json`."""
+    typer.echo(json.dumps(json_schema(), indent=2))
 
 
 def _load_all(paths: list[Path]) -> list[Policy]:

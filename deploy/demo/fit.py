@@ -3,7 +3,6 @@
 import argparse
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,28 +12,21 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from deploy.demo import figures, organism, probes, report, steering
+from deploy.demo import organism, probes, report, steering
 from deploy.demo.activations import Exchange, collect, exchanges
-from deploy.demo.corpus.build import TRAIN_SEED, rows
+from deploy.demo.corpus.build import rows
 from deploy.demo.corpus.rows import Row
+from deploy.demo.measure import Sets, measure
 from deploy.demo.model_files import MODEL_DIR
-from deploy.demo.probes import EXCLUDE_FIRST, Goal, Sample
-from monitors.aggregate import AggregatorSpec
+from deploy.demo.probes import Goal, Sample
 from monitors.artifacts import save_monitor, save_vector
-from monitors.base import Calibration, Evidence, Link, Monitor, Threshold
 from monitors.fingerprint import model_fingerprint
-from monitors.linear import Linear
 from monitors.steering import Direction, SteeringVector
-from monitors.types import HookPoint
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
 
 OUT = Path(__file__).parent / "monitors"
-BUDGETS = (0.05, 0.01, 0.001)
-NUM_RANDOM = 20
-NUM_TFIDF_ROWS = 30_000
-VERSION = "1"
 
 GOALS = (
     Goal("harm", "prompt", lambda exchange: exchange.row.harm),
@@ -83,12 +75,11 @@ def main() -> None:
     samples = collect(model, data.fit + fit_steered, _sample, vector)
     conditions = _conditions(args, model, data) | {"num_steered_fit": len(fit_steered)}
     table: dict[str, Any] = {"conditions": conditions, "monitors": {}}
-    scores = {}
+    sets = Sets(data.fit, data.calibration, data.test + test_steered, vector)
     for goal in GOALS:
         print(f"probe {goal.name}", flush=True)
         probe, best, trials = probes.fit(goal, samples)
-        test = data.test + test_steered if goal.phase == "response" else data.test
-        monitor, measured, scores[goal.name] = _measure(model, data, goal, probe, best, test, vector)
+        monitor, measured = measure(model, sets, goal, probe, best)
         table["monitors"][goal.name] = measured | {"sweep": [asdict(trial) for trial in trials]}
         save_monitor(monitor, args.out / goal.name, fingerprint=fingerprint)
     table["steering"] = steered | _steering_effects(model, tokenizer, data, vector, strength)
@@ -151,155 +142,6 @@ def _conditions(args: argparse.Namespace, model: PreTrainedModel, data: Data) ->
         "num_test": len(data.test),
         "temperature": 0.7,
         "dtype": "float32, CPU",
-    }
-
-
-def _running_scores(
-    model: PreTrainedModel,
-    found: Sequence[Exchange],
-    goal: Goal,
-    probe: Linear,
-    spec: AggregatorSpec,
-    vector: SteeringVector | None = None,
-) -> list[Floats]:
-    """The running scores of each exchange in the goal's phase: [num_tokens, num_probes]. Replies must not be empty."""
-    layer, weight, bias = probe.hook_points[0].layer, probe.weight.numpy().T, probe.bias.numpy()
-
-    def reduce(exchange: Exchange, acts: Floats) -> Floats:
-        raw = acts[layer, goal.scope(exchange)] @ weight + bias
-        return np.exp(-np.logaddexp(0.0, -probes.running(spec, raw)))
-
-    return collect(model, found, reduce, vector)
-
-
-def _measure(
-    model: PreTrainedModel,
-    data: Data,
-    goal: Goal,
-    probe: Linear,
-    best: probes.Trial,
-    test: Sequence[Exchange],
-    vector: SteeringVector,
-) -> tuple[Monitor, dict[str, Any], list[Floats]]:
-    """Calibrate on the harmless of the calibration set, then test. Also returns the running scores of the test set."""
-    spec = best.aggregator
-    benign = [e for e in data.calibration if not goal.truth(e) and e.reply_ids]
-    held = np.array([s.max() for s in _running_scores(model, benign, goal, probe, spec)])
-    thresholds = [Threshold(goal.phase, fpr, *figures.threshold(held, fpr)) for fpr in BUDGETS]
-    test = [e for e in test if e.reply_ids]
-    both = Linear(probe.hook_points, torch.cat([probe.weight, _random_probe(probe)]), probe.bias)
-    series = _running_scores(model, test, goal, both, spec, vector)
-    scores = np.stack([s.max(axis=0) for s in series])
-    plain = [i for i, e in enumerate(test) if not e.strength]
-    found = _figures(data, goal, [test[i] for i in plain], scores=scores[plain], thresholds=thresholds)
-    found["num_calibration"] = len(benign)
-    if len(plain) < len(test):
-        found["steered"] = _steered_figures(goal, test, scores[:, 0], thresholds)
-    monitor = Monitor(
-        name=goal.name,
-        transform=probe,
-        aggregator=spec,
-        link=Link.SIGMOID,
-        exclude_first=EXCLUDE_FIRST,
-        version=VERSION,
-        calibration=Calibration(len(benign), 0.95, tuple(thresholds)),
-        evidence=Evidence(auroc=found["auroc"], baseline_auroc=found["tfidf_same_data"]["auroc"]),
-    )
-    chosen = {"hook_point": str(HookPoint(best.layer)), "aggregator": asdict(spec), "C": best.penalty}
-    return monitor, {"chosen": chosen, "phase": goal.phase} | found, series
-
-
-def _steered_figures(
-    goal: Goal, test: Sequence[Exchange], scores: Floats, thresholds: Sequence[Threshold]
-) -> dict[str, Any]:
-    """Of steered replies to the trigger: how many stay hostile, and how many of each kind the monitor flags."""
-    steered = [(goal.truth(e), score) for e, score in zip(test, scores, strict=True) if e.strength]
-    hostile = np.array([score for is_hostile, score in steered if is_hostile])
-    calm = np.array([score for is_hostile, score in steered if not is_hostile])
-    return {
-        "num_hostile": len(hostile),
-        "num_calm": len(calm),
-        "flagged": [
-            {
-                "fpr": t.fpr,
-                "hostile": float((hostile > t.value).mean()) if len(hostile) else None,
-                "calm": float((calm > t.value).mean()) if len(calm) else None,
-            }
-            for t in thresholds
-        ],
-    }
-
-
-def _random_probe(probe: Linear) -> torch.Tensor:
-    """Random directions and their opposites, as long as the probe's."""
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(NUM_RANDOM, probe.weight.shape[1], generator=generator)
-    drawn *= probe.weight.norm() / drawn.norm(dim=1, keepdim=True)
-    return torch.stack([drawn, -drawn], dim=1).flatten(0, 1)
-
-
-def _figures(
-    data: Data, goal: Goal, test: Sequence[Exchange], *, scores: Floats, thresholds: Sequence[Threshold]
-) -> dict[str, Any]:
-    truth = np.array([goal.truth(e) for e in test])
-    own = scores[:, 0]
-
-    def text(exchange: Exchange) -> str:
-        return exchange.reply if goal.phase == "response" else exchange.row.prompt
-
-    texts = [text(e) for e in test]
-    baselines = {
-        "tfidf_same_data": ([text(e) for e in data.fit], np.array([goal.truth(e) for e in data.fit]))
-    }
-    if goal.phase == "prompt":
-        many = [Exchange(row, [], [], row.reply) for row in rows(TRAIN_SEED, "train", NUM_TFIDF_ROWS)]
-        baselines["tfidf_more_data"] = ([text(e) for e in many], np.array([goal.truth(e) for e in many]))
-    found: dict[str, Any] = {"num_positive": int(truth.sum()), "num_negative": int((~truth).sum())}
-    found |= _summary(truth, own)
-    for name, (train_texts, labels) in baselines.items():
-        found[name] = {"n": len(train_texts)} | _summary(
-            truth, figures.tfidf_scores(train_texts, labels, texts)
-        )
-    drawn = figures.random_direction_aurocs(truth, scores[:, 1:])
-    found["random_directions"] = {
-        "n": NUM_RANDOM,
-        "mean_auroc": float(np.mean(drawn)),
-        "best_auroc": max(drawn),
-    }
-    found["at_threshold"] = [_at(threshold, truth, own) for threshold in thresholds]
-    found["strata"] = _strata(test, truth, own, thresholds[1].value)
-    return found
-
-
-def _summary(truth: Bools, scores: Floats) -> dict[str, float]:
-    return {
-        "auroc": figures.auroc(truth, scores),
-        "tpr_at_1pct_fpr": figures.tpr_at(truth, scores, 0.01),
-        "tpr_at_0.1pct_fpr": figures.tpr_at(truth, scores, 0.001),
-    }
-
-
-def _at(threshold: Threshold, truth: Bools, scores: Floats) -> dict[str, Any]:
-    flagged = scores > threshold.value
-    hits, alarms = int(flagged[truth].sum()), int(flagged[~truth].sum())
-    positives, negatives = int(truth.sum()), int((~truth).sum())
-    return asdict(threshold) | {
-        "tpr": hits / positives,
-        "tpr_interval": figures.interval(hits, positives),
-        "test_fpr": alarms / negatives,
-        "test_fpr_interval": figures.interval(alarms, negatives),
-    }
-
-
-def _strata(found: Sequence[Exchange], truth: Bools, scores: Floats, threshold: float) -> dict[str, Any]:
-    """Share flagged at the 1 % threshold, by kind of prompt: of positives it is a TPR, of negatives an FPR."""
-    groups: dict[str, list[bool]] = {}
-    for exchange, is_positive, score in zip(found, truth, scores, strict=True):
-        for name in report.strata(exchange.row):
-            key = f"{'positive' if is_positive else 'negative'}, {name}"
-            groups.setdefault(key, []).append(bool(score > threshold))
-    return {
-        name: {"n": len(flags), "flagged": float(np.mean(flags))} for name, flags in sorted(groups.items())
     }
 
 

@@ -92,6 +92,14 @@ def test_the_self_check_refuses_blocks_that_do_not_run():
         check_hooks(model, unused, IDS[:1])
 
 
+def test_the_self_check_sees_a_wrong_output_of_the_last_layer():
+    model = build("llama")
+    blocks = find_layers(model)
+    norm = blocks.layers[-1].input_layernorm  # is given the right state, and returns another
+    with pytest.raises(HookPointError, match=r"blocks.2.hook_resid_post: what the hook reads differs"):
+        check_hooks(model, Blocks((*blocks.layers[:-1], norm), blocks.d_model, blocks.path), IDS[:1])
+
+
 def test_the_self_check_leaves_no_hooks():
     def num_hooks():
         return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())

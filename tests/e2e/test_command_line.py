@@ -1,0 +1,136 @@
+"""The command as a user types it: a process of its own, its exit code and what it says."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from monitors.artifacts import save_monitor
+from monitors.base import Monitor
+from monitors.linear import Linear
+from monitors.types import HookPoint
+from tests.tiny_models import TINY
+from tests.tiny_tokenizer import tiny_tokenizer
+
+POLICY = """\
+apiVersion: interlock/v1
+kind: Policy
+metadata: {name: p, version: "1"}
+rules:
+  - id: block
+    when: max(prompt.harm) > 0.5
+    then: {block: {}}
+tests:
+  - {name: t, given: {prompt: {harm: "0.9"}}, expect: {action: block}}
+"""
+
+
+def interlock(*args, timeout=120):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "TERM": "dumb"}
+    command = [sys.executable, "-c", "from server.cli import main; main()", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)  # noqa: S603
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    TINY["llama"]().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def policy_file(tmp_path):
+    path = tmp_path / "policy.yaml"
+    path.write_text(POLICY)
+    return path
+
+
+def test_help_teaches():
+    said = interlock("--help").stdout
+    assert "interlock serve" in said
+    assert "policy" in said
+    for option in ("--model", "--policy", "--monitors", "--max-batch"):
+        assert option in interlock("serve", "--help").stdout
+
+
+def test_policy_check_and_test(policy_file):
+    assert interlock("policy", "check", policy_file).returncode == 0
+    tested = interlock("policy", "test", policy_file)
+    assert (tested.returncode, "1 passed, 0 failed" in tested.stdout) == (0, True)
+
+
+def test_a_typo_is_told_with_its_place_and_a_suggestion(policy_file):
+    policy_file.write_text(POLICY.replace("max(prompt", "mxa(prompt"))
+    said = interlock("policy", "check", policy_file)
+    assert said.returncode == 1
+    assert f"{policy_file}:6:11: error" in said.stderr
+    assert "max" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_a_failing_test_fails_the_command(policy_file):
+    policy_file.write_text(POLICY.replace("expect: {action: block}", "expect: {action: allow}"))
+    said = interlock("policy", "test", policy_file)
+    assert said.returncode == 1
+    assert "expected allow, got block" in said.stdout
+
+
+def test_a_policy_that_is_not_there(tmp_path):
+    said = interlock("policy", "check", tmp_path / "nowhere.yaml")
+    assert said.returncode == 1
+    assert "Traceback" not in said.stderr
+
+
+def serve(model_folder, policy_file, *more):
+    return interlock("serve", "--model", model_folder, "--policy", policy_file, "--no-audit", "--port", 0, "--admin-port", 0, *more)
+
+
+def save(folder: Path, *, fingerprint: str | None = None, weight: torch.Tensor | None = None, layer: int = 1) -> Path:
+    from monitors.fingerprint import model_fingerprint  # noqa: PLC0415
+
+    weight = torch.ones(1, 32) if weight is None else weight
+    monitor = Monitor("harm", Linear((HookPoint(layer),), weight, torch.zeros(1)))
+    save_monitor(monitor, folder / "harm", fingerprint=fingerprint or model_fingerprint(TINY["llama"]()))
+    return folder
+
+
+def test_serve_refuses_a_policy_that_needs_a_monitor_which_is_not_there(model_folder, policy_file):
+    said = serve(model_folder, policy_file)
+    assert said.returncode == 2
+    assert "unknown monitor 'harm'" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_serve_refuses_a_monitor_of_another_model(model_folder, policy_file, tmp_path):
+    folder = save(tmp_path / "monitors", fingerprint="sha256:" + "0" * 64)
+    said = serve(model_folder, policy_file, "--monitors", folder)
+    assert said.returncode == 2
+    assert "monitor.json" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_serve_refuses_a_hook_point_that_the_model_does_not_have(model_folder, policy_file, tmp_path):
+    said = serve(model_folder, policy_file, "--monitors", save(tmp_path / "monitors", layer=9))
+    assert said.returncode == 2
+    assert "blocks.9" in said.stderr
+
+
+def test_serve_refuses_weights_that_were_changed(model_folder, policy_file, tmp_path):
+    folder = save(tmp_path / "monitors")
+    weights = folder / "harm" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\xc0\x7f")  # a NaN
+    said = serve(model_folder, policy_file, "--monitors", folder)
+    assert said.returncode == 2
+    assert "Traceback" not in said.stderr
+
+
+def test_serve_refuses_a_model_that_is_not_there_and_a_model_without_a_policy(policy_file, tmp_path):
+    said = serve(tmp_path / "nowhere", policy_file)
+    assert (said.returncode, "Traceback" in said.stderr) == (2, False)
+    said = interlock("serve", "--model", tmp_path)
+    assert said.returncode == 2
+    assert "--policy" in said.stderr
