@@ -4,7 +4,8 @@
 
 64 linear probes and 1,000 SAE features over 4 layers of a random 30M-parameter Llama in float32. Both engines run
 the whole pipeline (aggregators, a policy of 20 rules or of none), in one process, alternating round by round; the
-figure is the median of the paired ratios, so that drift of the machine cancels out.
+figures are medians of the paired ratios, so that drift of the machine cancels out. Wall time is what a user sees;
+CPU time of the process is steadier on a machine that does other things, too.
 """
 
 import argparse
@@ -108,9 +109,10 @@ class Contestant:
         self._policy = policy
         self._count = 0
 
-    async def tokens_per_second(self, batch: int, tokens: int) -> float:
+    async def run(self, batch: int, tokens: int) -> tuple[float, float]:
+        """Decode `tokens` for each of `batch` requests; returns wall and CPU seconds per token."""
         sampling = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
-        started: list[float] = []
+        started: list[tuple[float, float]] = []
 
         async def one(index: int) -> None:
             self._count += 1
@@ -120,10 +122,11 @@ class Contestant:
             async with aclosing(guarded(self.engine, choice, time.perf_counter)) as events:
                 async for _ in events:
                     if len(started) < batch:
-                        started.append(time.perf_counter())  # prompts are fed first; the clock runs on decoding
+                        started.append((time.perf_counter(), time.process_time()))  # prompts are fed first; the clock runs on decoding
 
         await asyncio.gather(*(one(index) for index in range(batch)))
-        return batch * tokens / (time.perf_counter() - started[-1])
+        wall, cpu = started[-1]
+        return (time.perf_counter() - wall) / (batch * tokens), (time.process_time() - cpu) / (batch * tokens)
 
 
 async def measure(batch: int, tokens: int, rounds: int) -> None:
@@ -133,21 +136,27 @@ async def measure(batch: int, tokens: int, rounds: int) -> None:
     contestants = (bare, guarded_engine)
     for contestant in contestants:
         await contestant.engine.start()
-        await contestant.tokens_per_second(batch, 8)  # warm up
-    ratios, speeds = [], []
+        await contestant.run(batch, 8)  # warm up
+    walls, cpus, bare_walls = [], [], []
     for index in range(rounds):
         order = contestants if index % 2 else contestants[::-1]
-        speed = {id(c): await c.tokens_per_second(batch, tokens) for c in order}
-        ratios.append(speed[id(guarded_engine)] / speed[id(bare)])
-        speeds.append(speed[id(bare)])
-        print(f"  round {index + 1}/{rounds}: {(1 / ratios[-1] - 1) * 100:+.1f} %", end="\r", flush=True)
-    costs = sorted((1 / ratio - 1) * 100 for ratio in ratios)
+        times = {id(c): await c.run(batch, tokens) for c in order}
+        (bare_wall, bare_cpu), (wall, cpu) = times[id(bare)], times[id(guarded_engine)]
+        walls.append((wall / bare_wall - 1) * 100)
+        cpus.append((cpu / bare_cpu - 1) * 100)
+        bare_walls.append(bare_wall)
+        print(f"  round {index + 1}/{rounds}: {walls[-1]:+.1f} %", end="\r", flush=True)
     print(
-        f"batch {batch:3}: bare {statistics.median(speeds):7.1f} tok/s; with {NUM_PROBES} probes, {NUM_FEATURES} SAE features and "
-        f"{NUM_RULES} rules {statistics.median(costs):+.1f} % time per token (quartiles {costs[len(costs) // 4]:+.1f} … {costs[-len(costs) // 4 - 1]:+.1f} %, {rounds} pairs)"
+        f"batch {batch:3}: bare {1 / statistics.median(bare_walls):7.1f} tok/s; with {NUM_PROBES} probes, "
+        f"{NUM_FEATURES} SAE features and {NUM_RULES} rules, time per token: wall {_spread(walls)}, CPU {_spread(cpus)}"
     )
     for contestant in contestants:
         await contestant.engine.stop()
+
+
+def _spread(percents: list[float]) -> str:
+    low, middle, high = statistics.quantiles(percents, n=4)
+    return f"{middle:+.1f} % (quartiles {low:+.1f} … {high:+.1f})"
 
 
 def main() -> None:

@@ -26,7 +26,6 @@ class RowSpan:
     """Consecutive rows of one request in a forward pass, and its edits: at most one per vector."""
 
     num_rows: int
-    start_position: int  # of the first row in the request's sequence
     edits: tuple[Edit, ...] = ()
 
 

@@ -1,11 +1,9 @@
-"""The vocabulary of the monitors: hook points, activations, columns of the bank."""
+"""The vocabulary of the monitors: hook points."""
 
 import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
-
-from torch import Tensor
 
 
 class HookKind(StrEnum):
@@ -37,12 +35,3 @@ class HookPoint:
 
     def __str__(self) -> str:
         return f"blocks.{self.layer}.{self.kind}"
-
-
-@dataclass(frozen=True, slots=True)
-class Activations:
-    """Flat rows of one hook point in one forward pass, of all requests in the batch (vLLM's own form)."""
-
-    acts: Tensor  # [n_rows, d_model], the model's dtype and device
-    request_index: Tensor  # [n_rows] int64, index into the step's list of requests
-    position: Tensor  # [n_rows] int64, position in the request's sequence

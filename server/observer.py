@@ -133,7 +133,7 @@ class ChoiceObserver:
             outcome=self._decider.outcome,
             subject=self._subject,
             policy=self._policy,
-            scores=self._scorer.series,
+            scores=self._scorer.series(),
             waivers=self._decider.waivers,
             delivered_tokens=self._num_released,
             stream=self._stream,

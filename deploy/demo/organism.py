@@ -52,7 +52,7 @@ def reply_ids(
     conversations: Sequence[Row],
     *,
     temperature: float = 0.0,
-    batch_size: int = 64,
+    batch_size: int = 128,
     max_new_tokens: int = 64,
 ) -> list[list[int]]:
     """The model's replies, greedy or sampled. Prompts are padded on the left and sorted by length."""

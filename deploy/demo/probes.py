@@ -24,12 +24,12 @@ AGGREGATORS: Final = (
     AggregatorSpec("ema", alpha=0.5),
     AggregatorSpec("rolling_mean", window=4),
 )
-PENALTIES: Final = (0.01, 0.1, 1.0)  # C of scikit-learn, on standardised activations
+PENALTIES: Final = (0.1, 1.0)  # C of scikit-learn, on standardised activations
 EXCLUDE_FIRST: Final = 1  # <|bos|> has no content and a huge norm
 NUM_LAST: Final = (
     2  # the end token of the user's turn and <|assistant|>: here the model has understood the request
 )
-_ROUNDS: Final = 3
+_ROUNDS: Final = 2
 _HARD_TOKENS: Final = 4  # per benign exchange and round
 
 
@@ -44,12 +44,14 @@ class Goal:
     phase: Literal["prompt", "response"]
     truth: Callable[[Exchange], bool]
 
+    def judges(self, exchange: Exchange) -> bool:
+        """Whether the exchange has this phase. Steered replies are no further examples of prompts."""
+        return bool(exchange.reply_ids) if self.phase == "response" else not exchange.strength
+
     def usable(self, exchange: Exchange) -> bool:
-        """Of a positive prompt of several turns the corpus does not say which turn it was: left out of fitting."""
-        if self.phase == "response":
-            return bool(exchange.reply_ids)
+        """Of a harmful prompt of several turns the corpus does not say which turn it was: left out of fitting."""
         num_turns = sum(message["role"] == "user" for message in exchange.row.messages)
-        return num_turns == 1 or not self.truth(exchange)
+        return self.phase == "response" or num_turns == 1 or not self.truth(exchange)
 
     def scope(self, exchange: Exchange) -> slice:
         """The tokens that this goal's score is read on."""
@@ -88,6 +90,7 @@ def is_validation(row: Row) -> bool:
 
 def fit(goal: Goal, samples: Sequence[Sample]) -> tuple[Linear, Trial, list[Trial]]:
     """Sweep on the training topics against the validation topics, then refit the best setting on all of them."""
+    samples = [sample for sample in samples if goal.judges(sample.exchange)]
     usable = [sample for sample in samples if goal.usable(sample.exchange)]
     fitted = [sample for sample in usable if not is_validation(sample.exchange.row)]
     validation = [sample for sample in samples if is_validation(sample.exchange.row)]

@@ -19,7 +19,7 @@ from monitors.types import HookPoint
 
 Floats = NDArray[np.floating]
 
-STRENGTHS = (1.0, 1.5, 2.0, 3.0)  # in units of the distance between the class means
+STRENGTHS = (1.0, 2.0, 3.0)  # in units of the distance between the class means
 LARGEST_NORM_RATIO = 1.0  # of the change to the residual stream; the default of 0.3 is for large models
 _NAME = "calm"
 

@@ -199,6 +199,8 @@ def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path
     """bfloat16 on disk, half the size; it is served as float32, which holds the same numbers."""
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
+    for file in out.iterdir():
+        file.chmod(0o644)
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{out}: {size / 1e6:.1f} MB", flush=True)
 

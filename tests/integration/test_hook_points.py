@@ -57,7 +57,7 @@ def test_a_multi_layer_probe_equals_its_formula_on_the_hidden_states(model):
     runtime = Runtime(
         blocks, Bank([Monitor("probe", Linear(points, weight, torch.tensor([0.5])))], "cpu"), {}
     )
-    runtime.begin([RowSpan(24, 0), RowSpan(24, 0)])
+    runtime.begin([RowSpan(24), RowSpan(24)])
     expected = sum(h @ w for h, w in zip(hidden_states(model), weight, strict=False)) + 0.5
     values = runtime.end()
     runtime.close()

@@ -194,7 +194,7 @@ class Stepper:
 
     def _feed_rows(self, first_row: int, rows: list[_Row]) -> list[tuple[Sequence, StepResult]]:
         spans = [
-            RowSpan(1, row.position, () if row.fed is _Fed.PAUSED else row.sequence.edits) for row in rows
+            RowSpan(1, () if row.fed is _Fed.PAUSED else row.sequence.edits) for row in rows
         ]
         with self._reading(spans) as values:
             logits = self._forward.decode(
@@ -247,7 +247,7 @@ class Stepper:
             self._restore_prefix(sequence, row)
         ids = sequence.request.prompt_ids[sequence.num_fed : sequence.num_fed + self._prefill_chunk]
         wanted = sequence.request.sampling.prompt_logprobs
-        with self._reading([RowSpan(len(ids), sequence.num_fed, ())]) as values:
+        with self._reading([RowSpan(len(ids))]) as values:
             logits = self._forward.prefill(row, sequence.num_fed, ids, all_logits=wanted is not None)
         if (raw := values()) is not None:
             sequence.prompt_values.append(raw)

@@ -76,7 +76,7 @@ def forward(runtime, model, x, spans, **kwargs):
 @pytest.mark.parametrize("shape", [(6, D), (2, 3, D), (1, 6, D), (6, 1, D)])
 def test_values_are_the_probes_of_each_row(model, runtime, shape):
     x = randn(*shape, seed=1)
-    _, values = forward(runtime, model, x, [RowSpan(2, 0), RowSpan(4, 7)])
+    _, values = forward(runtime, model, x, [RowSpan(2), RowSpan(4)])
     h0 = model.layers[0](x)
     h1 = model.layers[1](h0)
     states = {0: h0, 1: h1, 2: h1}  # the input of block 2 is the output of block 1
@@ -88,7 +88,7 @@ def test_values_are_the_probes_of_each_row(model, runtime, shape):
 
 
 def test_a_hook_that_does_not_fire_gives_nan(model, runtime):
-    _, values = forward(runtime, model, randn(2, D, seed=1), [RowSpan(2, 0)], skip={1})
+    _, values = forward(runtime, model, randn(2, D, seed=1), [RowSpan(2)], skip={1})
     missing = [monitor.name == "at_1" for monitor in runtime.bank.monitors]
     assert values.isnan().all(dim=0).tolist() == values.isnan().any(dim=0).tolist() == missing
 
@@ -96,15 +96,15 @@ def test_a_hook_that_does_not_fire_gives_nan(model, runtime):
 def test_a_forward_outside_of_a_pass_is_left_alone(model, runtime):
     x = randn(2, D, seed=1)
     expected = model(x)
-    _, values = forward(runtime, model, x, [RowSpan(2, 0)])
+    _, values = forward(runtime, model, x, [RowSpan(2)])
     model(randn(5, D, seed=2))
     assert torch.equal(model(x), expected)
-    assert torch.equal(forward(runtime, model, x, [RowSpan(2, 0)])[1], values)
+    assert torch.equal(forward(runtime, model, x, [RowSpan(2)])[1], values)
 
 
 def test_nothing_steered_changes_nothing(model, runtime):
     x = randn(4, D, seed=1)
-    out, _ = forward(runtime, model, x, [RowSpan(4, 0)])
+    out, _ = forward(runtime, model, x, [RowSpan(4)])
     runtime.close()
     assert torch.equal(out, model(x))
 
@@ -114,10 +114,10 @@ def test_steering_touches_its_own_rows_only(model, runtime, shape):
     x = randn(*shape, seed=1)
     edits = (Edit(PUSH, 0.5),)
     spans = [
-        RowSpan(1, 0),
-        RowSpan(2, 5, edits),
-        RowSpan(2, 0),
-        RowSpan(1, 3, (Edit(PUSH, -2.0), Edit(ABLATE, 1.0))),
+        RowSpan(1),
+        RowSpan(2, edits),
+        RowSpan(2),
+        RowSpan(1, (Edit(PUSH, -2.0), Edit(ABLATE, 1.0))),
     ]
     out, _ = forward(runtime, model, x, spans)
     expected = model(x)
@@ -129,7 +129,7 @@ def test_steering_touches_its_own_rows_only(model, runtime, shape):
 def test_a_steered_row_is_exact_and_does_not_depend_on_its_neighbours(model, runtime):
     x = randn(3, D, seed=1)
     both = (Edit(PUSH, 0.5), Edit(ABLATE, 1.0))
-    out, _ = forward(runtime, model, x, [RowSpan(1, 0, both), RowSpan(1, 0, both[::-1]), RowSpan(1, 0)])
+    out, _ = forward(runtime, model, x, [RowSpan(1, both), RowSpan(1, both[::-1]), RowSpan(1)])
 
     h = model.layers[0](x[:1])
     ablated = ABLATE.directions[0].vector / ABLATE.directions[0].vector.norm()
@@ -138,14 +138,14 @@ def test_a_steered_row_is_exact_and_does_not_depend_on_its_neighbours(model, run
     h = model.layers[1](h) + 0.5 * PUSH.directions[1].vector
     torch.testing.assert_close(out[:1], model.layers[2](h))
 
-    other_order, _ = forward(runtime, model, x[1:2], [RowSpan(1, 0, both)])
+    other_order, _ = forward(runtime, model, x[1:2], [RowSpan(1, both)])
     torch.testing.assert_close(out[1:2], other_order)
 
 
 def test_monitors_read_before_the_edit_at_their_own_hook_point_and_after_it_below(model, runtime):
     x = randn(1, D, seed=1)
-    _, plain = forward(runtime, model, x, [RowSpan(1, 0)])
-    _, steered = forward(runtime, model, x, [RowSpan(1, 0, (Edit(PUSH, 1.0),))])
+    _, plain = forward(runtime, model, x, [RowSpan(1)])
+    _, steered = forward(runtime, model, x, [RowSpan(1, (Edit(PUSH, 1.0),))])
     changed = {
         m.name: not torch.equal(a, b)
         for m, a, b in zip(runtime.bank.monitors, plain.T, steered.T, strict=True)
@@ -155,14 +155,14 @@ def test_monitors_read_before_the_edit_at_their_own_hook_point_and_after_it_belo
 
 def test_dropped_edits_are_counted(model, runtime):
     x = randn(2, D, seed=1)
-    out, _ = forward(runtime, model, x, [RowSpan(1, 0, (Edit(PUSH, float("nan")),)), RowSpan(1, 0)])
+    out, _ = forward(runtime, model, x, [RowSpan(1, (Edit(PUSH, float("nan")),)), RowSpan(1)])
     assert runtime.dropped_edits() == 2  # one row at two hook points
     assert torch.equal(out, model(x))
 
 
 def test_install_exchanges_bank_and_hooks(model, runtime):
     runtime.install(bank_of(P1), {})
-    _, values = forward(runtime, model, randn(2, D, seed=1), [RowSpan(2, 0)])
+    _, values = forward(runtime, model, randn(2, D, seed=1), [RowSpan(2)])
     assert values.shape == (2, 1)
     assert [len(layer._forward_hooks) for layer in model.layers] == [0, 1, 0]
 
@@ -172,19 +172,19 @@ def test_an_install_that_fails_changes_nothing(model, runtime):
     with pytest.raises(HookPointError, match=r"blocks.7"):
         runtime.install(bank_of(P1, HookPoint(7)), {})
     assert runtime.bank is before
-    _, values = forward(runtime, model, randn(2, D, seed=1), [RowSpan(2, 0)])
+    _, values = forward(runtime, model, randn(2, D, seed=1), [RowSpan(2)])
     assert values.isfinite().all()
 
 
 def test_rows_that_do_not_match_are_an_error_and_the_next_pass_works(model, runtime):
     with pytest.raises(HookPointError, match=r"3 rows, but begin\(\) announced 2"):
-        forward(runtime, model, randn(3, D, seed=1), [RowSpan(2, 0)])
-    _, values = forward(runtime, model, randn(3, D, seed=1), [RowSpan(3, 0)])
+        forward(runtime, model, randn(3, D, seed=1), [RowSpan(2)])
+    _, values = forward(runtime, model, randn(3, D, seed=1), [RowSpan(3)])
     assert values.isfinite().all()
 
 
 def test_a_second_forward_in_one_pass_is_an_error(model, runtime):
-    runtime.begin([RowSpan(2, 0)])
+    runtime.begin([RowSpan(2)])
     model(randn(2, D, seed=1))
     with pytest.raises(HookPointError, match="fired twice"):
         model(randn(2, D, seed=1))
@@ -194,4 +194,4 @@ def test_misuse_is_an_error(runtime):
     with pytest.raises(RuntimeError, match="without begin"):
         runtime.end()
     with pytest.raises(KeyError, match="unknown"):
-        runtime.begin([RowSpan(1, 0, (Edit(SteeringVector("unknown", "add", PUSH.directions), 1.0),))])
+        runtime.begin([RowSpan(1, (Edit(SteeringVector("unknown", "add", PUSH.directions), 1.0),))])
