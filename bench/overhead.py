@@ -78,11 +78,15 @@ def build_monitors() -> MonitorSet:
 
 def build_policy(*, with_rules: bool) -> Policy:
     def rule(index: int) -> str:
-        when = f"count(response.probe{index} > 0.999999, window=16) >= 12 or max(response.feature{index}) > 1e9"
+        when = (
+            f"count(response.probe{index} > 0.999999, window=16) >= 12 or max(response.feature{index}) > 1e9"
+        )
         return f'  - {{id: r{index}, when: "{when}", then: {{log: {{}}}}}}'
 
     rules = "\n".join(map(rule, range(NUM_RULES))) if with_rules else "  []"
-    text = f"apiVersion: interlock/v1\nkind: Policy\nmetadata: {{name: bench, version: '1'}}\nrules:\n{rules}\n"
+    text = (
+        f"apiVersion: interlock/v1\nkind: Policy\nmetadata: {{name: bench, version: '1'}}\nrules:\n{rules}\n"
+    )
     return policy_from_text(text)
 
 
@@ -122,7 +126,9 @@ class Contestant:
             async with aclosing(guarded(self.engine, choice, time.perf_counter)) as events:
                 async for _ in events:
                     if len(started) < batch:
-                        started.append((time.perf_counter(), time.process_time()))  # prompts are fed first; the clock runs on decoding
+                        started.append(
+                            (time.perf_counter(), time.process_time())
+                        )  # prompts are fed first; the clock runs on decoding
 
         await asyncio.gather(*(one(index) for index in range(batch)))
         wall, cpu = started[-1]
@@ -160,7 +166,9 @@ def _spread(percents: list[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--tokens", type=int, default=64, help="per response")
     parser.add_argument("--rounds", type=int, default=9, help="pairs of runs; the order alternates")

@@ -139,9 +139,7 @@ class Admission:
             num_prompt=len(request.prompt_ids),
             stream=stream,
         )
-        return Choice(
-            index, request, scorer, decider, observer
-        )
+        return Choice(index, request, scorer, decider, observer)
 
     def _check_length(self, num_prompt: int, max_tokens: int | None) -> None:
         limit = self._service.engine.info.max_context

@@ -135,7 +135,11 @@ def _config(given: dict[str, Any], *, no_audit: bool) -> ServerConfig:
     except ValidationError as error:
         _refuse("\n".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors()))
     if config.model == str(DEMO / "model"):
-        return config
+        return (
+            config
+            if config.served_model_name
+            else config.model_copy(update={"served_model_name": "interlock-demo"})
+        )
     # the demo's policy and monitors belong to the demo's model
     if config.policy == DEMO_POLICY:
         _refuse(
@@ -162,12 +166,20 @@ def _assemble(config: ServerConfig) -> Any:
 
 def _banner(service: Any, config: ServerConfig) -> str:
     info = service.engine.info
+    open_to_all = (
+        ""
+        if config.host in {"127.0.0.1", "localhost", "::1"}
+        else (
+            f"\nwarning   no keys yet: whoever reaches {config.host}:{config.port} may use it. Put it behind something that checks."
+        )
+    )
     return (
         f"model     {info.model_id} ({info.dtype} on {info.device}, context {info.max_context}, batch {info.max_batch})\n"
         f"monitors  {', '.join(service.scoring.names) or 'none'}\n"
         f"policy    {service.policies.current}\n"
         f"log       {config.audit or 'none'}\n"
         f"API       http://{config.host}:{config.port}/v1    metrics http://{config.admin_host}:{config.admin_port}/metrics"
+        f"{open_to_all}"
     )
 
 

@@ -102,6 +102,10 @@ class Metrics:
         self.decision_duration = histogram(
             "decision_duration_seconds", "Scoring on the host and deciding, per step.", _DECIDE_S, "phase"
         )
+        self.over_budget = counter(
+            "decisions_over_budget_total",
+            "Steps whose decision took longer than the policy's budget. Counted, not acted on.",
+        )
         self.block_delivered = histogram(
             "block_delivered_tokens", "Tokens the client already had when a response was blocked.", _TOKENS
         )

@@ -67,6 +67,8 @@ class ChoiceObserver:
         metrics = self._service.metrics
         self._decide_s += seconds
         metrics.decision_duration.labels(decision.phase).observe(seconds)
+        if seconds > self._policy.budget_s:
+            metrics.over_budget.inc()
         for match in decision.matches:
             metrics.rule_matches.labels(match.rule, match.action, match.mode).inc()
         for failure in decision.failures:
@@ -89,8 +91,18 @@ class ChoiceObserver:
 
     def ended(self, closed: Closed | None, error: BaseException | None) -> None:
         self._count(closed, error)
-        if self._service.audit is not None:
+        if self._service.audit is not None and self._is_recorded(closed):
             self._service.audit.write(self._record(closed, error))
+
+    def _is_recorded(self, closed: Closed | None) -> bool:
+        """Everything but a plain allowed reply; of those, the share that the policy asks for, by decision id."""
+        outcome = self._decider.outcome
+        plain = (
+            closed is not None
+            and outcome.action is Severity.ALLOW
+            and not (outcome.failures or outcome.shadow)
+        )
+        return not plain or int(self._decision_id[:8], 16) < self._policy.log.sample * 2**32
 
     def _count(self, closed: Closed | None, error: BaseException | None) -> None:
         metrics, outcome = self._service.metrics, self._decider.outcome

@@ -29,7 +29,9 @@ class Scoring:
         trackers = {Phase.PROMPT: self.plan.prompt(), Phase.RESPONSE: self.plan.response()}
         return Scorer(
             {
-                phase: _PhaseScorer(trackers[phase], names, np.array([index[name] for name in names], dtype=np.intp))
+                phase: _PhaseScorer(
+                    trackers[phase], names, np.array([index[name] for name in names], dtype=np.intp)
+                )
                 for phase, names in wanted.items()
             }
         )

@@ -19,7 +19,7 @@ from monitors.types import HookPoint
 
 Floats = NDArray[np.floating]
 
-STRENGTHS = (1.0, 2.0, 3.0)  # in units of the distance between the class means
+STRENGTHS = (2.0, 2.5, 3.0)  # in units of the distance between the class means; 1 was never enough
 LARGEST_NORM_RATIO = 1.0  # of the change to the residual stream; the default of 0.3 is for large models
 _NAME = "calm"
 

@@ -196,9 +196,11 @@ def _resume(
 
 
 def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """bfloat16 on disk, half the size; it is served as float32, which holds the same numbers."""
+    """bfloat16 on disk, half the size; the config asks for float32, which holds the same numbers."""
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
+    path = out / "config.json"
+    path.write_text(path.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
     for file in out.iterdir():
         file.chmod(0o644)
     size = sum(file.stat().st_size for file in out.iterdir())

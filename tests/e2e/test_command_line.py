@@ -31,7 +31,9 @@ tests:
 def interlock(*args, timeout=120):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "TERM": "dumb"}
     command = [sys.executable, "-c", "from server.cli import main; main()", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)  # noqa: S603
+    return subprocess.run(  # noqa: S603  # our own command
+        command, capture_output=True, text=True, timeout=timeout, env=environment, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +88,24 @@ def test_a_policy_that_is_not_there(tmp_path):
 
 
 def serve(model_folder, policy_file, *more):
-    return interlock("serve", "--model", model_folder, "--policy", policy_file, "--no-audit", "--port", 0, "--admin-port", 0, *more)
+    return interlock(
+        "serve",
+        "--model",
+        model_folder,
+        "--policy",
+        policy_file,
+        "--no-audit",
+        "--port",
+        0,
+        "--admin-port",
+        0,
+        *more,
+    )
 
 
-def save(folder: Path, *, fingerprint: str | None = None, weight: torch.Tensor | None = None, layer: int = 1) -> Path:
+def save(
+    folder: Path, *, fingerprint: str | None = None, weight: torch.Tensor | None = None, layer: int = 1
+) -> Path:
     from monitors.fingerprint import model_fingerprint  # noqa: PLC0415
 
     weight = torch.ones(1, 32) if weight is None else weight

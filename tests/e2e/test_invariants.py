@@ -1,5 +1,6 @@
 """The invariants of the design, one test each, over real sockets and the stock OpenAI client where a client is involved."""
 
+import contextlib
 import json
 import threading
 import time
@@ -28,6 +29,8 @@ from tests.e2e.conftest import ALLOW_ONLY, scores
 from tests.integration.conftest import monitors_for
 from tests.tiny_models import TINY
 from tests.tiny_tokenizer import tiny_tokenizer
+
+ALLOW_COSINE = ALLOW_ONLY.replace("harm", "cosine")
 
 POLICY = """
 apiVersion: interlock/v1
@@ -59,9 +62,11 @@ def tiny():
 def serve_tiny(serve, tiny):
     """The in-process engine on a tiny random model, with its monitors."""
 
-    def start(policy_text=ALLOW_ONLY.replace("harm", "cosine"), **sizes):
+    def start(policy_text=ALLOW_COSINE, **sizes):
         engine = TransformersEngine(tiny, monitors_for(tiny), EngineSettings(**{"max_batch": 4, **sizes}))
-        return serve(policy_text, engine=engine, tokenizer=ModelTokenizer(tiny.tokenizer), vectors=("push", "erase"))
+        return serve(
+            policy_text, engine=engine, tokenizer=ModelTokenizer(tiny.tokenizer), vectors=("push", "erase")
+        )
 
     return start
 
@@ -95,7 +100,9 @@ def test_1_no_text_leaves_before_its_step_is_decided(serve):
     def check(series, holdback, n, stream):
         live = lives[holdback]
         blocked_at = next((index for index, score in enumerate(series) if score > 0.5), None)
-        playlist.script = Script([marked(i) for i in range(len(series))], scores(), {**scores(), "harm": series})
+        playlist.script = Script(
+            [marked(i) for i in range(len(series))], scores(), {**scores(), "harm": series}
+        )
         texts, reasons = [""] * n, [None] * n
         if stream:
             for chunk in live.chat(n=n, stream=True):
@@ -104,7 +111,10 @@ def test_1_no_text_leaves_before_its_step_is_decided(serve):
                     reasons[choice.index] = choice.finish_reason or reasons[choice.index]
         else:
             for choice in live.chat(n=n).choices:
-                texts[choice.index], reasons[choice.index] = choice.message.content or "", choice.finish_reason
+                texts[choice.index], reasons[choice.index] = (
+                    choice.message.content or "",
+                    choice.finish_reason,
+                )
         for text, reason in zip(texts, reasons, strict=True):
             if blocked_at is None:
                 assert text == "".join(map(marked, range(len(series))))
@@ -133,10 +143,8 @@ def test_2_the_same_scores_give_the_same_decisions(serve):
             {**scores(), "harm": generator.uniform(0, 0.92, 300).tolist()},
             {**scores(), "harm": generator.uniform(0, 0.7, 300).tolist()},
         )
-        try:
+        with contextlib.suppress(openai.BadRequestError):  # the prompt was blocked
             live.chat()
-        except openai.BadRequestError:
-            pass
     records = live.records()
     assert len(records) == 20
     assert {record["action"] for record in records} == {"allow", "block"}
@@ -206,7 +214,9 @@ def test_4_after_block_abort_or_disconnect_the_engine_holds_nothing(serve_tiny):
     live = serve_tiny(policy("max(response.cosine) > -2 and count(response.cosine > -2) >= 3"))
     with pytest.raises(openai.BadRequestError):  # blocked on the prompt by a second server's stricter policy
         serve_tiny(policy("max(prompt.cosine) > -2")).chat()
-    assert live.chat(max_tokens=50, extra_body={"ignore_eos": True}).choices[0].finish_reason == "content_filter"
+    assert (
+        live.chat(max_tokens=50, extra_body={"ignore_eos": True}).choices[0].finish_reason == "content_filter"
+    )
     live.wait_until_free()
 
     free = serve_tiny()
@@ -227,7 +237,12 @@ def test_4_after_block_abort_or_disconnect_the_engine_holds_nothing(serve_tiny):
 
 def _post_and_hang_up(live):
     """A non-streamed request whose client leaves while it runs."""
-    body = {"model": live.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 100, "ignore_eos": True}
+    body = {
+        "model": live.model,
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 100,
+        "ignore_eos": True,
+    }
     try:
         live.http.post("/v1/chat/completions", json=body, timeout=0.03)
     except Exception:  # noqa: BLE001  # the time-out is the point
@@ -243,7 +258,12 @@ def test_5_with_an_allow_only_policy_greedy_tokens_equal_the_bare_models(serve_t
         with torch.inference_mode():
             ids = torch.tensor([prompt])
             bare = tiny.model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=16,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
             )
         text = live.client.completions.create(
             model=live.model, prompt=prompt, max_tokens=16, temperature=0, extra_body={"ignore_eos": True}
@@ -295,7 +315,7 @@ def test_8_scores_are_the_same_alone_in_a_batch_chunked_and_after_a_prefix_hit(s
     prompt = "a long question, asked by somebody who has all the time. " * 2
     options = {"max_tokens": 8, "temperature": 0, "extra_body": {"ignore_eos": True}}
 
-    def scores_of(live, with_others=False):
+    def scores_of(live, *, with_others=False):
         threads = []
         if with_others:
             threads = [
@@ -441,7 +461,7 @@ def test_12_a_reload_never_drops_a_request_or_a_rule_silently(serve):
     assert live.chat().choices[0].finish_reason == "stop"  # by the new one
 
     path.write_text("rules: [")
-    with pytest.raises(Exception, match="policy|yaml|line"):
+    with pytest.raises(Exception, match=r"error\["):
         live.service.reload_policy()
     path.write_text(policy().replace("action: allow", "action: block"))
     with pytest.raises(ValueError, match="tests of"):

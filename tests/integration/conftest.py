@@ -89,7 +89,11 @@ def start_engine(loaded: Callable[[str], LoadedModel]) -> Any:
 @torch.inference_mode()
 def plain_values(loaded: LoadedModel, monitors: Sequence[Monitor], ids: Sequence[int]) -> np.ndarray:
     """What monitors read in one plain forward pass, by `output_hidden_states` and their plain formula."""
-    output = loaded.model(input_ids=torch.tensor([list(ids)]), output_hidden_states=True, use_cache=False)
+    output = loaded.model(
+        input_ids=torch.tensor([list(ids)], device=loaded.model.device),
+        output_hidden_states=True,
+        use_cache=False,
+    )
     states = list(output.hidden_states)
     last = len(loaded.blocks.layers) - 1
     states[last + 1] = _last_block_output(
@@ -97,12 +101,12 @@ def plain_values(loaded: LoadedModel, monitors: Sequence[Monitor], ids: Sequence
     )  # transformers reports the last one after the final norm
     columns = []
     for monitor in monitors:
-        total = torch.zeros(len(ids))
+        total = torch.zeros(len(ids), device=loaded.model.device)
         for column in monitor.transform.columns:
             point = column.hook_point
             state = states[point.layer if point.kind is HookKind.RESID_PRE else point.layer + 1]
-            total = total + column.evaluate(state[0].float())
-        columns.append(total.numpy())
+            total = total + column.to(loaded.model.device).evaluate(state[0].float())
+        columns.append(total.cpu().numpy())
     return np.stack(columns, axis=1)
 
 
@@ -113,6 +117,6 @@ def _last_block_output(loaded: LoadedModel, ids: Sequence[int]) -> torch.Tensor:
         kept.append(output[0] if isinstance(output, tuple) else output)
 
     handle = loaded.blocks.layers[-1].register_forward_hook(keep)
-    loaded.model(input_ids=torch.tensor([list(ids)]), use_cache=False)
+    loaded.model(input_ids=torch.tensor([list(ids)], device=loaded.model.device), use_cache=False)
     handle.remove()
     return kept[0]

@@ -160,14 +160,12 @@ class TransformersEngine:
             while True:
                 self._free_abandoned()
                 self._admit_waiting()
-                ready = {id(run.sequence) for run in self._running.values() if run.admitted and run.ready}
+                ready = {run.sequence for run in self._running.values() if run.admitted and run.ready}
                 if not ready:
                     self._wake.clear()
                     await self._wake.wait()
                     continue
-                results = await loop.run_in_executor(
-                    self._thread, self._stepper.step, lambda s: id(s) in ready
-                )  # noqa: B023  # awaited before `ready` changes
+                results = await loop.run_in_executor(self._thread, self._stepper.step, ready)
                 self._last_step_s = time.monotonic()
                 self._publish(results)
                 await self._let_consumers_decide()
@@ -191,9 +189,9 @@ class TransformersEngine:
             self._stepper.admit(run.sequence)
 
     def _publish(self, results: list[tuple[Sequence, StepResult]]) -> None:
-        by_sequence = {id(run.sequence): run for run in self._running.values()}
+        by_sequence = {run.sequence: run for run in self._running.values()}
         for sequence, result in results:
-            run = by_sequence.get(id(sequence))
+            run = by_sequence.get(sequence)
             if run is None:
                 continue
             run.ready = False

@@ -7,6 +7,7 @@ has decided on the token before it, no token is ever drawn that a decision shoul
 """
 
 from collections.abc import Callable, Collection
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -107,18 +108,18 @@ class Stepper:
     # --- one step --------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def step(self, ready: Callable[[Sequence], bool]) -> list[tuple[Sequence, StepResult]]:
+    def step(self, ready: AbstractSet[Sequence]) -> list[tuple[Sequence, StepResult]]:
         """Feed what can be fed. Sequences that end, by themselves or by an error, are removed."""
         results = [*self._decode_step(ready)]
-        if self._prefilling is not None and ready(self._prefilling):
+        if self._prefilling is not None and self._prefilling in ready:
             results.append(self._prefill_step(self._prefilling))
         return results
 
-    def _decode_step(self, ready: Callable[[Sequence], bool]) -> list[tuple[Sequence, StepResult]]:
+    def _decode_step(self, ready: AbstractSet[Sequence]) -> list[tuple[Sequence, StepResult]]:
         results: list[tuple[Sequence, StepResult]] = []
         drawn: list[_Row] = []
         for sequence in list(self._decoding):
-            if not ready(sequence):
+            if sequence not in ready:
                 drawn.append(_Row(sequence, _Fed.PAUSED, _FILLER, sequence.num_fed))
                 continue
             try:
@@ -133,8 +134,8 @@ class Stepper:
         for sequence, _ in results:
             self.remove(sequence)
         # removal has moved rows, so take their order from the table
-        by_sequence = {id(row.sequence): row for row in drawn}
-        drawn = [by_sequence[id(sequence)] for sequence in self._decoding]
+        by_sequence = {row.sequence: row for row in drawn}
+        drawn = [by_sequence[sequence] for sequence in self._decoding]
         if any(row.fed is not _Fed.PAUSED for row in drawn):
             results += self._feed(drawn)
         for sequence, result in results:
@@ -193,9 +194,7 @@ class Stepper:
         return results
 
     def _feed_rows(self, first_row: int, rows: list[_Row]) -> list[tuple[Sequence, StepResult]]:
-        spans = [
-            RowSpan(1, () if row.fed is _Fed.PAUSED else row.sequence.edits) for row in rows
-        ]
+        spans = [RowSpan(1, () if row.fed is _Fed.PAUSED else row.sequence.edits) for row in rows]
         with self._reading(spans) as values:
             logits = self._forward.decode(
                 first_row, [row.token.token_id for row in rows], [row.position for row in rows]

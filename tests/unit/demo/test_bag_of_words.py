@@ -11,7 +11,11 @@ from deploy.demo.figures import auroc, tpr_at
 
 
 def crossing(split, num_rows):
-    chosen = [row for row in rows(11, split, num_rows) if row.template.startswith("harm.") and len(row.messages) == 1]
+    chosen = [
+        row
+        for row in rows(11, split, num_rows)
+        if row.template.startswith("harm.") and len(row.messages) == 1
+    ]
     return [row.user_text for row in chosen], np.array([row.harm for row in chosen])
 
 

@@ -41,7 +41,10 @@ def test_the_earliest_of_several_stop_strings_wins():
     assert settle(["a.b,c"], stop=[",", "."]) == ([["a"]], None)
 
 
-@given(st.lists(st.text("abc", max_size=3), max_size=8), st.lists(st.text("abc", min_size=1, max_size=3), max_size=2))
+@given(
+    st.lists(st.text("abc", max_size=3), max_size=8),
+    st.lists(st.text("abc", min_size=1, max_size=3), max_size=2),
+)
 def test_what_settles_is_the_text_up_to_the_first_stop_string(pieces, stop):
     shown, rest = settle(pieces, stop)
     whole = "".join(pieces)
@@ -50,7 +53,10 @@ def test_what_settles_is_the_text_up_to_the_first_stop_string(pieces, stop):
     assert told == (whole[: min(ends)] if ends else whole)
 
 
-@given(st.lists(st.text("abc", max_size=3), max_size=8), st.lists(st.text("abc", min_size=1, max_size=3), max_size=2))
+@given(
+    st.lists(st.text("abc", max_size=3), max_size=8),
+    st.lists(st.text("abc", min_size=1, max_size=3), max_size=2),
+)
 def test_nothing_that_was_shown_is_taken_back(pieces, stop):
     """At each point, what is shown is a prefix of the final text, and no token is shown before it was fed."""
     shown, rest = settle(pieces, stop)

@@ -13,7 +13,11 @@ def test_masks_follow_their_definition():
     for row, query in enumerate((5, 2)):
         for key in range(6):
             causal = key <= query
-            allowed = {FULL: causal, SLIDING: causal and key > query - 3, CHUNKED: causal and key // 4 == query // 4}
+            allowed = {
+                FULL: causal,
+                SLIDING: causal and key > query - 3,
+                CHUNKED: causal and key // 4 == query // 4,
+            }
             for kind, want in allowed.items():
                 assert (masks[kind][row, 0, 0, key] == 0) == want
 

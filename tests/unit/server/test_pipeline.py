@@ -61,13 +61,19 @@ class EagerEngine(ScriptedEngine):
 async def test_an_engine_that_shows_unscored_tokens_is_caught(monkeypatch):
     engine = EagerEngine(lambda _: Script(), ("harm",))
     choice = choice_for(engine)
-    monkeypatch.setattr(type(choice.decider), "_release", lambda self: (__import__("guard.types").types.Emit(2),))
-    texts = []
-    with pytest.raises(LeakPreventedError):
+    monkeypatch.setattr(
+        type(choice.decider), "_release", lambda self: (__import__("guard.types").types.Emit(2),)
+    )
+    seen = []
+
+    async def read():
         async with aclosing(guarded(engine, choice, lambda: 0.0)) as events:
             async for event in events:
-                texts.append(event)
-    assert not any(isinstance(event, Delta) for event in texts)
+                seen.append(event)  # noqa: PERF401  # what came before the error counts
+
+    with pytest.raises(LeakPreventedError):
+        await read()
+    assert not any(isinstance(event, Delta) for event in seen)
     assert isinstance(choice.observer.calls[-1][2], LeakPreventedError)
 
 
