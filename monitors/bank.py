@@ -76,9 +76,6 @@ class Bank:
     """The monitors of a server, ready to be read. Immutable."""
 
     def __init__(self, monitors: Sequence[Monitor], device: torch.device | str) -> None:
-        names = [monitor.name for monitor in monitors]
-        if len(set(names)) != len(names):
-            raise ValueError(f"monitor names must differ: {', '.join(sorted(names))}")
         self.device = torch.device(device)
         self.monitors = tuple(monitors)  # one value column each, in this order
         self.num_columns = len(self.monitors)

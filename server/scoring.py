@@ -1,6 +1,6 @@
 """From an engine's raw values to the scores a decider reads: one choice of one request."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,56 +10,84 @@ from monitors.base import Monitor
 from monitors.tracker import OUT_OF_SCOPE, Tracker, TrackerPlan
 from server.engines.base import StepOutput
 
-Scores = NDArray[np.float32]
+Needed = frozenset[tuple[Phase, str]]
+
+
+class _PhasePlan:
+    """The monitors that are tracked in one phase. Shared by all choices that need the same ones."""
+
+    def __init__(self, phase: Phase, monitors: Sequence[Monitor]) -> None:
+        self.monitors = tuple(monitors)
+        self.names = tuple(monitor.name for monitor in monitors)
+        plan = TrackerPlan(monitors)
+        self.start = plan.prompt if phase is Phase.PROMPT else plan.response
+        self._layout: tuple[Monitor, ...] | None = None
+        self._columns: NDArray[np.intp] = np.empty(0, np.intp)
+
+    def pick(self, values: NDArray[np.float32], layout: tuple[Monitor, ...]) -> NDArray[np.float32]:
+        """The values of these monitors among an engine's columns, which move when monitors are exchanged under traffic.
+
+        values: [n, len(layout)] -> [n, len(self.monitors)]. A monitor that isn't there reads NaN, and so fails closed.
+        """
+        if layout is not self._layout:
+            place = {id(monitor): column for column, monitor in enumerate(layout)}
+            self._columns = np.array([place.get(id(monitor), -1) for monitor in self.monitors], np.intp)
+            self._layout = layout
+        if self._columns.size and self._columns.min() < 0:
+            padded = np.pad(values, ((0, 0), (0, 1)), constant_values=np.nan)
+            return padded[:, self._columns]
+        return values[:, self._columns]
 
 
 class Scoring:
-    """How the installed monitors are read. Made once per monitor set; makes one `Scorer` per choice."""
+    """How a set of monitors is read. Makes one `Scorer` per choice, which tracks only what the rules need."""
 
     def __init__(self, monitors: Sequence[Monitor]) -> None:
-        self.names = tuple(monitor.name for monitor in monitors)
-        self.plan = TrackerPlan(monitors)
+        self._by_name = {monitor.name: monitor for monitor in monitors}
+        self._plans: dict[
+            Needed, Mapping[Phase, _PhasePlan]
+        ] = {}  # few: one per combination of rules that apply
 
-    def scorer(self, needed: Collection[tuple[Phase, str]]) -> "Scorer":
-        """A scorer that reports the series of the `needed` (phase, monitor) pairs."""
-        index = {name: column for column, name in enumerate(self.names)}
-        wanted = {
-            phase: sorted(name for of, name in needed if of is phase and name in index) for phase in Phase
-        }
-        trackers = {Phase.PROMPT: self.plan.prompt(), Phase.RESPONSE: self.plan.response()}
-        return Scorer(
-            {
-                phase: _PhaseScorer(
-                    trackers[phase], names, np.array([index[name] for name in names], dtype=np.intp)
-                )
-                for phase, names in wanted.items()
-            }
-        )
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._by_name)
+
+    def scorer(self, needed: Needed) -> "Scorer":
+        """A scorer of the `needed` series. A monitor that isn't installed gets no score, which is a failure of its rules."""
+        if needed not in self._plans:
+            self._plans[needed] = {phase: _PhasePlan(phase, self._needed(needed, phase)) for phase in Phase}
+        return Scorer({phase: _PhaseScorer(plan) for phase, plan in self._plans[needed].items()})
+
+    def _needed(self, needed: Needed, phase: Phase) -> list[Monitor]:
+        names = sorted(name for of, name in needed if of is phase and name in self._by_name)
+        return [self._by_name[name] for name in names]
 
 
 class _PhaseScorer:
-    """The running scores of the monitors that are needed in one phase."""
+    """The running scores of one phase."""
 
-    def __init__(self, tracker: Tracker, names: list[str], columns: NDArray[np.intp]) -> None:
-        self.names = names
-        self._tracker = tracker
-        self._columns = columns
-        self._blocks: list[Scores] = []  # [n, len(names)] each
+    def __init__(self, plan: _PhasePlan) -> None:
+        self._plan = plan
+        self._tracker: Tracker = plan.start()
+        self._blocks: list[NDArray[np.float32]] = []  # [n, num_monitors] each
 
-    def push(self, values: NDArray[np.float32]) -> dict[str, Sequence[Score]]:
-        running = self._tracker.push(values)
+    def push(self, values: NDArray[np.float32], layout: tuple[Monitor, ...]) -> dict[str, Sequence[Score]]:
+        running = self._tracker.push(self._plan.pick(values, layout))
         # float32 is what the decision log keeps, so decide on just that: a replay then sees the same numbers
-        block = running[:, self._columns].astype(np.float32)
+        block = running.astype(np.float32)
         self._blocks.append(block)
-        return dict(zip(self.names, _as_scores(block), strict=True))
+        return dict(zip(self._plan.names, _as_scores(block), strict=True))
 
     def series(self) -> dict[str, list[Score]]:
-        whole = np.concatenate(self._blocks) if self._blocks else np.empty((0, len(self.names)), np.float32)
-        return dict(zip(self.names, _as_scores(whole), strict=True))
+        names = self._plan.names
+        whole = np.concatenate(self._blocks) if self._blocks else np.empty((0, len(names)), np.float32)
+        return dict(zip(names, _as_scores(whole), strict=True))
 
     def maxima(self) -> dict[str, float]:
-        values = self._tracker.maxima()[self._columns].tolist()
-        return {name: value for name, value in zip(self.names, values, strict=True) if value != OUT_OF_SCOPE}
+        values = self._tracker.maxima().tolist()
+        return {
+            name: value for name, value in zip(self._plan.names, values, strict=True) if value != OUT_OF_SCOPE
+        }
 
 
 class Scorer:
@@ -70,7 +98,7 @@ class Scorer:
 
     def score(self, step: StepOutput) -> StepScores:
         """The scores of one step's tokens. A monitor without a value is absent: the decider calls that a failure."""
-        scores = {} if step.values is None else self._phases[step.phase].push(step.values)
+        scores = {} if step.values is None else self._phases[step.phase].push(step.values, step.monitors)
         return StepScores(step.phase, step.start, step.num_scored, scores, step.final)
 
     def series(self) -> dict[Phase, dict[str, list[Score]]]:
@@ -82,7 +110,7 @@ class Scorer:
         return self._phases[phase].maxima()
 
 
-def _as_scores(block: Scores) -> list[list[Score]]:
+def _as_scores(block: NDArray[np.float32]) -> list[list[Score]]:
     """One list per column; a token outside a monitor's scope has no score."""
     columns: list[list[Score]] = block.T.tolist()
     for column in columns:

@@ -37,7 +37,7 @@ GOALS = (
 
 _EPILOG = """\
 examples:
-  python -m deploy.demo.fit                  the shipped artifacts: about 15 minutes on 2 CPU cores
+  python -m deploy.demo.fit                  the shipped artifacts: about 22 minutes on 2 busy CPU cores
   python -m deploy.demo.fit --scale 0.1 --out /tmp/monitors     a tenth of the data, for a quick look
 
 Fit on training prompts (layer, penalty, aggregator by topics left out), calibrate on held-out harmless prompts by the

@@ -120,7 +120,7 @@ def _steering(found: dict[str, Any]) -> list[str]:
         "Steering begins with the second token of the reply, as in the server.",
         f"{first['num_hostile']} held-out prompts with the trigger, {first['num_ordinary']} without.",
         "",
-        "| steering | replies to the trigger: hostile | helpful and well-formed | other replies as planned |",
+        "| steering | replies to the trigger: hostile | not hostile (an answer or a refusal) and well-formed | other replies as planned |",
         "|---|---|---|---|",
     ]
     lines += [

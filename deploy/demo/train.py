@@ -23,7 +23,8 @@ TOKENIZER_ROWS = 20_000
 
 _EPILOG = """\
 examples:
-  python -m deploy.demo.train                              the shipped model: about 35 minutes on 2 CPU cores
+  python -m deploy.demo.train                              all 150,000 conversations: some 40 minutes on 2 idle cores (1.25 s a step)
+  python -m deploy.demo.train --rows 50000                 as much as the shipped model saw
   python -m deploy.demo.train --minutes 5 --out /tmp/m     stop after 5 minutes, with the schedule fitted to them
   python -m deploy.demo.train --resume                     go on from the checkpoint of an interrupted run
   python -m deploy.demo.train --device cuda

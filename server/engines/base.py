@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.types import Phase
+from monitors.artifacts import MonitorSet
 from monitors.base import Monitor
 
 
@@ -86,7 +87,10 @@ class StepOutput:
     phase: Phase
     start: int  # index of the first scored token, within its phase
     num_scored: int
-    values: NDArray[np.float32] | None  # [num_scored, len(engine.monitors)] raw values; None: no monitors
+    values: NDArray[np.float32] | None  # [num_scored, len(monitors)] raw values; None: no monitors
+    monitors: tuple[
+        Monitor, ...
+    ] = ()  # whose raw values the columns are; the same object until monitors are exchanged
     final: bool = False  # prompt: this chunk completes it
     tokens: tuple[Token, ...] = ()
     prompt_logprobs: tuple[tuple[TokenLogprob, tuple[TokenLogprob, ...]] | None, ...] | None = None
@@ -134,7 +138,7 @@ class Engine(Protocol):
     """
 
     info: EngineInfo
-    monitors: tuple[Monitor, ...]  # whose raw values the columns of `StepOutput.values` are, in that order
+    monitors: tuple[Monitor, ...]  # the installed ones
 
     @property
     def is_alive(self) -> bool:
@@ -154,6 +158,10 @@ class Engine(Protocol):
 
     def abort(self, request_id: str) -> None:
         """End a request before its next step. An unknown or ended request is ignored."""
+        ...
+
+    async def install(self, monitors: MonitorSet) -> None:
+        """Exchange the monitors and vectors while traffic flows. Requests that run keep theirs until they end."""
         ...
 
     def load(self) -> EngineLoad: ...

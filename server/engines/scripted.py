@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from guard.types import Phase
+from monitors.artifacts import MonitorSet
 from monitors.base import Column, Monitor
 from monitors.types import HookPoint
 from server.engines.base import (
@@ -107,9 +108,8 @@ class ScriptedEngine:
         text = SettledText(lambda index: script.tokens[index], request.sampling.stop)
         self._running[request.request_id] = num_prompt
         try:
-            yield StepOutput(
-                Phase.PROMPT, 0, num_prompt, self._values(script.prompt_scores, 0, num_prompt), final=True
-            )
+            values = self._values(script.prompt_scores, 0, num_prompt)
+            yield StepOutput(Phase.PROMPT, 0, num_prompt, values, self.monitors, final=True)
             for index in range(len(script.tokens)):
                 if limit is not None and index >= limit:
                     yield self._end(index, text, FinishReason.LENGTH)
@@ -121,7 +121,9 @@ class ScriptedEngine:
                 settled = text.push(Token(index, ""))
                 finish = FinishReason.STOP if text.stopped else None
                 values = self._values(script.response_scores, index, 1)
-                yield StepOutput(Phase.RESPONSE, index, 1, values, tokens=tuple(settled), finish=finish)
+                yield StepOutput(
+                    Phase.RESPONSE, index, 1, values, self.monitors, tokens=tuple(settled), finish=finish
+                )
                 if finish:
                     return
             yield self._end(len(script.tokens), text, script.finish)
@@ -138,6 +140,10 @@ class ScriptedEngine:
     def abort(self, request_id: str) -> None:
         if request_id in self._running:
             self._aborted.add(request_id)
+
+    async def install(self, monitors: MonitorSet) -> None:
+        """A script's monitors are what it plays; only the vectors that it may be asked for can change."""
+        self._vectors = frozenset(monitors.vectors)
 
     def load(self) -> EngineLoad:
         return EngineLoad(len(self._running), 0, sum(self._running.values()), 1_000_000, self._last_step_s)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from guard.types import Phase
+from monitors.artifacts import MonitorSet
 from server.engines.base import (
     EngineRequest,
     FinishReason,
@@ -16,7 +17,7 @@ from server.engines.base import (
     SteerCommand,
     StepOutput,
 )
-from tests.integration.conftest import plain_values
+from tests.integration.conftest import monitors_for, plain_values
 from tests.tiny_models import TINY
 
 pytestmark = pytest.mark.anyio
@@ -242,4 +243,40 @@ async def test_a_request_that_cannot_run_is_refused_and_the_next_one_works(
     with pytest.raises(RequestRefused, match=word):
         await run(engine, "bad", prompt, sampling)
     assert len(token_ids(await run(engine, "good", PROMPTS[0]))) == 12
+    await engine.stop()
+
+
+async def test_monitors_are_exchanged_under_traffic_and_running_requests_keep_theirs(loaded, start_engine):
+    """Each request's values are those of the monitors that it began with; when it ends, they go."""
+    engine = await start_engine("llama", prefix_cache_tokens=1024)
+    old = engine.monitors
+    stream = engine.generate(EngineRequest("early", PROMPTS[1], GREEDY))
+    early = [await anext(stream) for _ in range(2)]  # in the middle of its prompt
+    fresh = monitors_for(loaded("llama"))
+    new = MonitorSet(fresh.monitors[2:], {"erase": fresh.vectors["erase"]})
+    await engine.install(new)
+    late, _ = await asyncio.gather(run(engine, "late", PROMPTS[1]), anext(stream))
+    assert engine.monitors == new.monitors
+    early += [output async for output in stream]
+    ids = token_ids(late)
+    assert token_ids(early) == ids
+    want = plain_values(loaded("llama"), fresh.monitors, [*PROMPTS[1], *ids])
+
+    def read(outputs, monitors):
+        rows = [
+            output.values[:, [output.monitors.index(monitor) for monitor in monitors]]
+            for output in outputs
+            if output.num_scored
+        ]
+        return np.concatenate(rows)
+
+    np.testing.assert_allclose(read(late, new.monitors), want[:, 2:], rtol=1e-5, atol=1e-4)
+    got = read(early, old)
+    np.testing.assert_allclose(got[: 2 * 7], want[: 2 * 7], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(got[-5:], want[-5:], rtol=1e-5, atol=1e-4)
+    await everything_is_free(engine)
+    after = await run(engine, "after", PROMPTS[0])
+    assert after[-1].monitors == new.monitors
+    with pytest.raises(KeyError):
+        engine.steer("after", SteerCommand("push", 1.0))
     await engine.stop()

@@ -59,6 +59,19 @@ class _Run:
     over: bool = False  # ended, failed or abandoned
 
 
+@dataclass(slots=True, eq=False)
+class _Exchange:
+    """Monitors on their way in and out."""
+
+    both: MonitorSet
+    both_bank: Bank
+    new: MonitorSet
+    new_bank: Bank
+    begun: asyncio.Future[None]
+    done: asyncio.Future[None]
+    leaving: set[str] = field(default_factory=set)  # requests that still use the old ones
+
+
 class TransformersEngine:
     """Continuous batching over a slot-KV cache, in lockstep with the consumers (see `Engine`)."""
 
@@ -69,10 +82,10 @@ class TransformersEngine:
         num_layers = len(blocks.layers)
         mask_form = choose_mask_form(model, num_layers=num_layers)
         cache = SlotCache(num_layers=num_layers, num_slots=settings.max_batch, capacity=max_context + 1)
-        bank = Bank(monitors.monitors, model.device)
-        self.monitors = bank.monitors
-        self._vectors = dict(monitors.vectors)
-        self._runtime = Runtime(blocks, bank, monitors.vectors) if self.monitors or self._vectors else None
+        self.monitors = monitors.monitors
+        self._runtime = Runtime(blocks, monitors.bank(model.device), monitors.vectors)
+        self._vectors = monitors.vectors
+        self._exchange: _Exchange | None = None
         self._stepper = Stepper(
             Forward(model, cache, mask_form),
             self._runtime,
@@ -115,8 +128,7 @@ class TransformersEngine:
             await asyncio.wait([self._loop_task])  # if it had failed, that was logged when it happened
         self._fail_all(EngineDead("the engine was stopped"))
         self._thread.shutdown(wait=True)
-        if self._runtime is not None:
-            self._runtime.close()
+        self._runtime.close()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[StepOutput, None]:
         run = self._enqueue(request)
@@ -142,6 +154,24 @@ class TransformersEngine:
             self._notify(run)
             self._abandon(run)
 
+    async def install(self, monitors: MonitorSet) -> None:
+        """Exchange the monitors and vectors while traffic flows. Requests that run keep theirs until they end."""
+        if self._exchange is not None:
+            await self._exchange.done  # one at a time
+        old = MonitorSet(self.monitors, self._vectors)
+        both = MonitorSet(
+            (*monitors.monitors, *(m for m in old.monitors if m not in monitors.monitors)),
+            {**old.vectors, **monitors.vectors},
+        )
+        loop = asyncio.get_running_loop()
+        banks = [loop.run_in_executor(None, kept.bank, self.info.device) for kept in (both, monitors)]
+        both_bank, new_bank = await asyncio.gather(*banks)
+        self._exchange = _Exchange(
+            both, both_bank, monitors, new_bank, loop.create_future(), loop.create_future()
+        )
+        self._wake.set()
+        await asyncio.shield(self._exchange.begun)
+
     def load(self) -> EngineLoad:
         cache = self._settings.max_batch * self.info.max_context
         return EngineLoad(
@@ -159,6 +189,7 @@ class TransformersEngine:
         try:
             while True:
                 self._free_abandoned()
+                self._advance_exchange()
                 self._admit_waiting()
                 ready = {run.sequence for run in self._running.values() if run.admitted and run.ready}
                 if not ready:
@@ -181,6 +212,23 @@ class TransformersEngine:
         for run in [run for run in self._running.values() if run.over]:
             self._stepper.remove(run.sequence)
             del self._running[run.sequence.request.request_id]
+
+    def _advance_exchange(self) -> None:
+        """Between steps: first old and new monitors side by side; the old ones go with the last request that uses them."""
+        exchange = self._exchange
+        if exchange is None:
+            return
+        if not exchange.begun.done():
+            self._runtime.install(exchange.both_bank, exchange.both.vectors)
+            self.monitors, self._vectors = exchange.new.monitors, exchange.both.vectors
+            exchange.leaving = set(self._running)
+            exchange.begun.set_result(None)
+        exchange.leaving &= self._running.keys()
+        if not exchange.leaving:
+            self._runtime.install(exchange.new_bank, exchange.new.vectors)
+            self._vectors = exchange.new.vectors
+            self._exchange = None
+            exchange.done.set_result(None)
 
     def _admit_waiting(self) -> None:
         if self._waiting and self._stepper.can_admit:

@@ -20,7 +20,7 @@ BLOCK = 32  # tokens
 @dataclass(frozen=True, slots=True)
 class Block:
     states: list[tuple[Tensor, Tensor]]  # per layer: keys and values [heads, BLOCK, head_dim]
-    values: NDArray[np.float32] | None  # [BLOCK, num_columns]
+    values: NDArray[np.float32]  # [BLOCK, num_columns]
 
 
 class PrefixCache:

@@ -38,6 +38,7 @@ class Sequence:
     greedy_next: int | None = None  # argmax of `logits`, where that is all the sampling there is
     refeed_prompt_end: bool = False  # steering began on the prompt: feed its last token again, steered
     steering: dict[str, ActiveSteering] = field(default_factory=dict)  # by vector name
+    monitor_set: str = ""  # digest of the bank that the prompt's first chunk was read with
     prompt_values: list[NDArray[np.float32]] = field(
         default_factory=list
     )  # for the prefix cache, until the prompt is fed

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from guard.types import Phase
+from monitors.base import Monitor
 from monitors.runtime import RowSpan, Runtime
 from server.engines.base import EngineError, FinishReason, StepOutput, Token
 from server.engines.transformers.forward import Forward
@@ -53,7 +54,7 @@ class Stepper:
     def __init__(
         self,
         forward: Forward,
-        runtime: Runtime | None,
+        runtime: Runtime,
         *,
         eos_token_ids: Collection[int],
         prefill_chunk: int,
@@ -213,13 +214,10 @@ class Stepper:
             if row.fed is _Fed.PROMPT_END:
                 row.sequence.refeed_prompt_end = False  # the prompt was decided on already: nothing to report
                 continue
-            own = None if raw is None else raw[index : index + 1]
-            results.append((row.sequence, self._after_token(row.sequence, row.token, own)))
+            results.append((row.sequence, self._after_token(row.sequence, row.token, raw[index : index + 1])))
         return results
 
-    def _after_token(
-        self, sequence: Sequence, token: Token, values: NDArray[np.float32] | None
-    ) -> StepOutput:
+    def _after_token(self, sequence: Sequence, token: Token, values: NDArray[np.float32]) -> StepOutput:
         index = sequence.num_generated
         sequence.num_fed += 1
         sequence.num_generated += 1
@@ -231,7 +229,9 @@ class Stepper:
         elif sequence.num_generated >= sequence.max_tokens or sequence.num_fed >= self._max_context:
             settled += sequence.text.flush()
             finish = FinishReason.LENGTH
-        return StepOutput(Phase.RESPONSE, index, 1, values, tokens=tuple(settled), finish=finish)
+        return StepOutput(
+            Phase.RESPONSE, index, 1, values, self._layout, tokens=tuple(settled), finish=finish
+        )
 
     def _prefill_step(self, sequence: Sequence) -> tuple[Sequence, StepResult]:
         try:
@@ -248,16 +248,16 @@ class Stepper:
         wanted = sequence.request.sampling.prompt_logprobs
         with self._reading([RowSpan(len(ids))]) as values:
             logits = self._forward.prefill(row, sequence.num_fed, ids, all_logits=wanted is not None)
-        if (raw := values()) is not None:
-            sequence.prompt_values.append(raw)
+        raw = values()
+        sequence.prompt_values.append(raw)
         if wanted is not None:
             self._add_prompt_logprobs(sequence, logits, wanted)
         sequence.num_fed += len(ids)
         scored = sequence.num_fed - start
-        if raw is not None and start == 0:
+        if start == 0:
             raw = np.concatenate(sequence.prompt_values)  # with what the prefix cache restored
         if not sequence.prompt_done:
-            return StepOutput(Phase.PROMPT, start, scored, raw)
+            return StepOutput(Phase.PROMPT, start, scored, raw, self._layout)
         self._store_prefix(sequence, row)
         best = logits[-1].max(dim=-1)
         if not bool(torch.isfinite(best.values)):
@@ -266,7 +266,9 @@ class Stepper:
         self._decoding.append(sequence)
         self._prefilling = None
         logprobs = None if sequence.prompt_logprobs is None else tuple(sequence.prompt_logprobs)
-        return StepOutput(Phase.PROMPT, start, scored, raw, final=True, prompt_logprobs=logprobs)
+        return StepOutput(
+            Phase.PROMPT, start, scored, raw, self._layout, final=True, prompt_logprobs=logprobs
+        )
 
     # --- details ---------------------------------------------------------------------------------------------------
 
@@ -287,45 +289,46 @@ class Stepper:
             sequence.prompt_logprobs.append(sequence.describe(with_logprobs(row, next_id, top)))
 
     @property
-    def _monitor_set(self) -> str:
-        return "" if self._runtime is None else self._runtime.bank.digest
+    def _layout(self) -> tuple[Monitor, ...]:
+        """Whose raw values a pass yields, in that order."""
+        return self._runtime.bank.monitors
 
     def _restore_prefix(self, sequence: Sequence, row: int) -> None:
+        sequence.monitor_set = self._runtime.bank.digest
         if sequence.request.sampling.prompt_logprobs is not None:
             return  # every position's logits are asked for
-        for block in self.prefix_cache.find(sequence.request.prompt_ids, self._monitor_set):
+        for block in self.prefix_cache.find(sequence.request.prompt_ids, sequence.monitor_set):
             self._forward.cache.write(row, sequence.num_fed, block.states)
-            if block.values is not None:
-                sequence.prompt_values.append(block.values)
+            sequence.prompt_values.append(block.values)
             sequence.num_fed += BLOCK
 
     def _store_prefix(self, sequence: Sequence, row: int) -> None:
-        values = np.concatenate(sequence.prompt_values) if sequence.prompt_values else None
+        if sequence.monitor_set != self._runtime.bank.digest:
+            return  # the monitors were exchanged half-way: the columns differ
+        values = np.concatenate(sequence.prompt_values)
         sequence.prompt_values.clear()
-        for key, start in self.prefix_cache.missing(sequence.request.prompt_ids, self._monitor_set):
-            own = None if values is None else values[start : start + BLOCK].copy()
-            self.prefix_cache.store(key, Block(self._forward.cache.read(row, start, start + BLOCK), own))
+        for key, start in self.prefix_cache.missing(sequence.request.prompt_ids, sequence.monitor_set):
+            block = slice(start, start + BLOCK)
+            states = self._forward.cache.read(row, block.start, block.stop)
+            self.prefix_cache.store(key, Block(states, values[block].copy()))
 
 
 class _Reading:
     """A forward pass during which the runtime reads and steers; yields a function that gives the raw values [n_rows, n_columns]."""
 
-    def __init__(self, runtime: Runtime | None, spans: list[RowSpan]) -> None:
+    def __init__(self, runtime: Runtime, spans: list[RowSpan]) -> None:
         self._runtime = runtime
         self._spans = spans
 
-    def __enter__(self) -> Callable[[], NDArray[np.float32] | None]:
-        if self._runtime is not None:
-            self._runtime.begin(self._spans)
+    def __enter__(self) -> Callable[[], NDArray[np.float32]]:
+        self._runtime.begin(self._spans)
         return self._values
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and self._runtime is not None:
+        if kind is not None:
             self._runtime.end()  # a pass that failed leaves nothing behind
 
-    def _values(self) -> NDArray[np.float32] | None:
-        if self._runtime is None:
-            return None
+    def _values(self) -> NDArray[np.float32]:
         values: NDArray[np.float32] = self._runtime.end().cpu().numpy()
         return values
 

@@ -116,11 +116,6 @@ def test_an_empty_bank_has_no_values():
     assert bank.end(bank.begin(4)).shape == (4, 0)
 
 
-def test_names_must_differ():
-    with pytest.raises(ValueError, match="single"):
-        Bank([zoo()[1], zoo()[1]], "cpu")
-
-
 def test_the_digest_changes_with_anything_that_changes_a_score():
     def bank_of(weight=1.0, bias=0.0, aggregator="mean", exclude_first=0):
         probe = Linear(POINTS[:1], torch.full((1, D), weight), torch.tensor([bias]))

@@ -53,8 +53,8 @@ class EagerEngine(ScriptedEngine):
 
     async def generate(self, request):
         zero = np.zeros((1, 1), np.float32)
-        yield StepOutput(Phase.PROMPT, 0, 1, zero, final=True)
-        yield StepOutput(Phase.RESPONSE, 0, 1, zero, tokens=(Token(0, "a"), Token(1, "b")))
+        yield StepOutput(Phase.PROMPT, 0, 1, zero, self.monitors, final=True)
+        yield StepOutput(Phase.RESPONSE, 0, 1, zero, self.monitors, tokens=(Token(0, "a"), Token(1, "b")))
         yield StepOutput(Phase.RESPONSE, 1, 0, None, tokens=(), finish=FinishReason.STOP)
 
 

@@ -1,11 +1,13 @@
 """Which blocks are found, kept and dropped."""
 
+import numpy as np
+
 from server.engines.transformers.prefix_cache import BLOCK, Block, PrefixCache
 
 
 def fill(cache, ids, monitors="m"):
     for key, _start in list(cache.missing(ids, monitors)):
-        cache.store(key, Block([], None))
+        cache.store(key, Block([], np.empty((BLOCK, 0), np.float32)))
 
 
 def test_a_prompt_finds_its_whole_blocks_but_never_its_last_token():
