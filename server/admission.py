@@ -4,15 +4,19 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from anyio import to_thread
+
 from guard.policy import Policy
 from guard.types import Subject
-from server.api.errors import bad_request, context_too_long, not_found
+from server.api.errors import bad_request, context_too_long, draining, model_not_found
 from server.api.schema import MAX_CHOICES, ChatRequest, CompletionRequest, GenerationRequest
 from server.engines.base import EngineRequest, SamplingParams
 from server.observer import ChoiceObserver
 from server.pipeline import Choice
 from server.service import Service
 from server.tokenizer import PromptError
+
+_MOST_CHARACTERS_PER_TOKEN = 16  # no tokenizer packs more of real text into its context
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +37,13 @@ class Admission:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def chat(self, body: ChatRequest, request_id: str) -> Admitted:
+    async def chat(self, body: ChatRequest, request_id: str) -> Admitted:
         """Raises ApiError."""
         self._check(body)
+        self._check_characters(sum(len(message.text) for message in body.messages), "messages")
         messages = [{"role": _role(message.role), "content": message.text} for message in body.messages]
         try:
-            prompt = self._service.tokenizer.chat(messages)
+            prompt = await to_thread.run_sync(self._service.tokenizer.chat, messages)
         except PromptError as error:
             raise bad_request(str(error), "messages") from error
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
@@ -50,16 +55,16 @@ class Admission:
         ]
         return self._admit("chat", body, request_id, [(prompt, sampling) for sampling in samplings])
 
-    def completions(self, body: CompletionRequest, request_id: str) -> Admitted:
+    async def completions(self, body: CompletionRequest, request_id: str) -> Admitted:
         """Raises ApiError."""
         self._check(body)
-        tokenizer = self._service.tokenizer
-        prompts = [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in body.prompts]
         n = body.n or 1
-        if len(prompts) * n > MAX_CHOICES:
-            raise bad_request(
-                f"{len(prompts)} prompts with n={n} exceed {MAX_CHOICES} choices in one request", "prompt"
-            )
+        if len(body.prompts) * n > MAX_CHOICES:
+            told = f"{len(body.prompts)} prompts with n={n} exceed {MAX_CHOICES} choices in one request"
+            raise bad_request(told, "prompt")
+        for prompt in body.prompts:
+            self._check_characters(len(prompt), "prompt")
+        prompts = [await self._encoded(prompt) for prompt in body.prompts]
         jobs = [
             (
                 prompt,
@@ -75,11 +80,19 @@ class Admission:
         ]
         return self._admit("completions", body, request_id, jobs)
 
+    async def _encoded(self, prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, list):
+            return prompt
+        return await to_thread.run_sync(self._service.tokenizer.encode, prompt)
+
     def _check(self, body: GenerationRequest) -> None:
         service = self._service
+        if service.drain.begun:
+            service.metrics.shed.labels("draining").inc()
+            raise draining()
         if body.model not in service.served_models:
             known = ", ".join(service.served_models)
-            raise not_found(f"This model does not exist here; served: {known}", "model", "model_not_found")
+            raise model_not_found(f"This model does not exist here; served: {known}")
         if body.num_unknown_fields:
             service.metrics.unknown_fields.inc(body.num_unknown_fields)
 
@@ -91,7 +104,9 @@ class Admission:
         jobs: Sequence[tuple[list[int], SamplingParams]],
     ) -> Admitted:
         for prompt, sampling in jobs:
-            self._check_length(len(prompt), sampling.max_tokens)
+            self._check_length(
+                len(prompt), sampling.max_tokens, "messages" if endpoint == "chat" else "prompt"
+            )
         service = self._service
         policy, now = service.policies.current, service.now()
         subject = Subject(
@@ -141,16 +156,26 @@ class Admission:
         )
         return Choice(index, request, scorer, decider, observer)
 
-    def _check_length(self, num_prompt: int, max_tokens: int | None) -> None:
+    def _check_characters(self, num_characters: int, param: str) -> None:
+        """Refuse what can't fit before it costs the time to tokenise it. (A token id counts as a character.)"""
+        limit = _MOST_CHARACTERS_PER_TOKEN * self._service.engine.info.max_context
+        if num_characters > limit:
+            self._service.metrics.shed.labels("prompt_too_long").inc()
+            raise context_too_long(
+                f"The request has {num_characters} characters; at most {limit} can fit.", param
+            )
+
+    def _check_length(self, num_prompt: int, max_tokens: int | None, param: str) -> None:
         limit = self._service.engine.info.max_context
         wanted = num_prompt + (1 if max_tokens is None else max_tokens)
         if num_prompt == 0:
-            raise bad_request("the prompt is empty", "prompt")
+            raise bad_request("the prompt is empty", param)
         if wanted > limit:
             self._service.metrics.shed.labels("prompt_too_long").inc()
             asked = "" if max_tokens is None else f" and {max_tokens} for the response"
             raise context_too_long(
-                f"This model's context is {limit} tokens; the request has {num_prompt} in the prompt{asked}."
+                f"This model's context is {limit} tokens; the request has {num_prompt} in the prompt{asked}.",
+                param,
             )
 
 

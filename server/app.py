@@ -48,6 +48,7 @@ def _plain_app(service: Service, lifespan: object) -> FastAPI:
     app = FastAPI(
         title="Interlock",
         lifespan=lifespan,  # type: ignore[arg-type]
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         telemetry={"logs": False},  # FastAPI's default records exception messages, which may hold prompts
@@ -57,7 +58,7 @@ def _plain_app(service: Service, lifespan: object) -> FastAPI:
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(HTTPException, _handle_http_exception)
     app.add_exception_handler(Exception, handle_api_error)
-    app.add_middleware(BodyLimit, max_bytes=service.limits.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=service.max_body_bytes)
     app.add_middleware(RequestContext, metrics=service.metrics)
     return app
 

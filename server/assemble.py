@@ -52,7 +52,7 @@ def assemble(config: ServerConfig) -> Service:
     engine = TransformersEngine(loaded, monitors, settings)
     metrics = create_metrics(engine.info.model_id, policies.current)
     metrics.model_info.labels(engine.info.model_id, engine.info.dtype, engine.info.fingerprint[:12]).set(1)
-    metrics.watch_load(engine.load, time.monotonic)
+    metrics.watch_load(engine.load)
     return Service(
         engine=engine,
         tokenizer=ModelTokenizer(loaded.tokenizer),

@@ -109,12 +109,16 @@ def serve(
         if value is not None
     }
     config = _config(given, no_audit=no_audit)
-    from server.serve import run, set_up_logging  # noqa: PLC0415
+    from server.serve import bind, run, set_up_logging  # noqa: PLC0415
 
     set_up_logging(verbose=verbose)
+    try:
+        sockets = bind(config.host, config.port), bind(config.admin_host, config.admin_port)
+    except OSError as error:
+        _refuse(str(error))
     service = _assemble(config)
     typer.echo(_banner(service, config), err=True)
-    run(service, config)
+    run(service, config, *sockets)
 
 
 @app.command()
@@ -133,7 +137,9 @@ def _config(given: dict[str, Any], *, no_audit: bool) -> ServerConfig:
     try:
         config = ServerConfig(**given)
     except ValidationError as error:
-        _refuse("\n".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors()))
+        _refuse(
+            "\n".join(": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors())
+        )
     if config.model == str(DEMO / "model"):
         return (
             config
@@ -141,11 +147,11 @@ def _config(given: dict[str, Any], *, no_audit: bool) -> ServerConfig:
             else config.model_copy(update={"served_model_name": "interlock-demo"})
         )
     # the demo's policy and monitors belong to the demo's model
-    if config.policy == DEMO_POLICY:
+    if config.policy == DEMO_POLICY and "policy" not in config.model_fields_set:
         _refuse(
             "--model needs --policy: which rules hold is never guessed. See deploy/policies/ for examples."
         )
-    if config.monitors == DEMO / "monitors":
+    if "monitors" not in config.model_fields_set:
         config = config.model_copy(update={"monitors": None})
     return config
 
@@ -160,7 +166,7 @@ def _assemble(config: ServerConfig) -> Any:
 
     try:
         return assemble(config)
-    except (GuardError, ArtifactError, HookPointError, EngineError, OSError) as error:
+    except (GuardError, ArtifactError, HookPointError, EngineError, OSError, ValueError) as error:
         _refuse(str(error))
 
 

@@ -1,11 +1,14 @@
 """What a server is started with: command line over environment (`INTERLOCK__…`) over defaults. Unknown keys are refused."""
 
+import os
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+_PREFIX = "INTERLOCK__"
 DEMO = Path(__file__).resolve().parent.parent / "deploy" / "demo"
 DEMO_POLICY = DEMO.parent / "policies" / "demo"
 
@@ -13,7 +16,19 @@ DEMO_POLICY = DEMO.parent / "policies" / "demo"
 class ServerConfig(BaseSettings):
     """Settings of `interlock serve`. Every field can be given as INTERLOCK__<NAME>."""
 
-    model_config = SettingsConfigDict(env_prefix="INTERLOCK__", extra="forbid", frozen=True)
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_variables(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """A misspelt variable must not silently leave its default in force."""
+        known = {f"{_PREFIX}{name}".upper() for name in cls.model_fields}
+        for name in os.environ:
+            if name.upper().startswith(_PREFIX) and name.upper() not in known:
+                close = get_close_matches(name.upper(), known, 1)
+                hint = f"; did you mean {close[0]}?" if close else ""
+                raise ValueError(f"unknown environment variable {name}{hint}")
+        return given
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
 
     model: str = str(DEMO / "model")  # hub id or folder
     served_model_name: str | None = None  # what clients call it; None: the last part of `model`
@@ -34,4 +49,5 @@ class ServerConfig(BaseSettings):
     max_context: Annotated[int, Field(ge=16)] | None = None
     max_waiting: Annotated[int, Field(ge=0)] = 256
     prefill_chunk: Annotated[int, Field(ge=1)] = 256
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 30.0  # after SIGTERM, before what still runs is ended
     prefix_cache_tokens: Annotated[int, Field(ge=0)] = 16_384

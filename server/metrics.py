@@ -124,7 +124,10 @@ class Metrics:
         )
         self.shed = counter("shed_total", "Requests refused before they began.", "reason")
         self.disconnects = counter(
-            "client_disconnects_total", "Choices cut off because the client went away."
+            "client_disconnects_total", "Requests cut off because the client went away."
+        )
+        self.stream_stalls = counter(
+            "stream_stalls_total", "Streams given up because the client took nothing."
         )
         self.policy_info = gauge("policy_info", "The policy in force.", "policy", "version", "digest12")
         self.policy_reloads = counter("policy_reloads_total", "Attempts to reload the policy.", "result")
@@ -138,9 +141,8 @@ class Metrics:
         self.running = gauge("requests_running", "Responses being generated.", "model")
         self.waiting = gauge("requests_waiting", "Responses waiting for a row.", "model")
         self.kv_usage = gauge("kv_cache_usage_ratio", "Filled share of the KV cache.")
-        self.last_step = gauge(
-            "engine_last_step_age_seconds",
-            "Seconds since the engine's last step; meaningful while requests run.",
+        self.step_age = gauge(
+            "engine_step_age_seconds", "Seconds since the present engine step began; 0 between steps."
         )
         self._create_children()
 
@@ -175,9 +177,9 @@ class Metrics:
             for reason in ("missing", "nan"):
                 self.monitor_skipped.labels(name, reason)
 
-    def watch_load(self, load: Callable[[], EngineLoad], clock: Callable[[], float]) -> None:
+    def watch_load(self, load: Callable[[], EngineLoad]) -> None:
         """Read the engine's load at every scrape."""
         self.running.labels(self.model).set_function(lambda: load().running)
         self.waiting.labels(self.model).set_function(lambda: load().waiting)
         self.kv_usage.set_function(lambda: load().kv_tokens / max(1, load().kv_capacity))
-        self.last_step.set_function(lambda: clock() - load().last_step_s)
+        self.step_age.set_function(lambda: load().step_age_s)

@@ -1,15 +1,21 @@
 """What is remembered of one choice: its metrics as it goes, and its decision record at the end."""
 
 import asyncio
+import traceback
+from pathlib import Path
+
+import structlog
 
 from guard.audit import decision_record
 from guard.decider import Decider
 from guard.policy import Policy
 from guard.types import Decision, Mode, OnError, Phase, Severity, Subject
-from server.engines.base import StepOutput
+from server.engines.base import EngineBusy, RequestRefused, StepOutput
 from server.pipeline import Closed, LeakPreventedError
 from server.scoring import Scorer
 from server.service import Service
+
+_log = structlog.get_logger()
 
 _OUTCOME = {
     Severity.ALLOW: "allowed",
@@ -91,6 +97,8 @@ class ChoiceObserver:
 
     def ended(self, closed: Closed | None, error: BaseException | None) -> None:
         self._count(closed, error)
+        if isinstance(error, Exception):
+            self._log_failure(error)
         if self._service.audit is not None and self._is_recorded(closed):
             self._service.audit.write(self._record(closed, error))
 
@@ -111,8 +119,6 @@ class ChoiceObserver:
         metrics.duration.labels(metrics.model).observe(self._service.clock() - self._started)
         metrics.tokens.labels(metrics.model, "prompt").inc(self._num_scored[Phase.PROMPT])
         metrics.tokens.labels(metrics.model, "completion").inc(self._num_scored[Phase.RESPONSE])
-        if kind == "cancelled":
-            metrics.disconnects.inc()
         if isinstance(error, LeakPreventedError):
             metrics.leaks_prevented.inc()
         metrics.decisions.labels(outcome.action.name.lower(), outcome.phase or "none").inc()
@@ -124,13 +130,31 @@ class ChoiceObserver:
             if self._num_scored[phase] and name in maxima[phase]:
                 metrics.monitor_score.labels(name, phase).observe(maxima[phase][name])
 
+    def _log_failure(self, error: Exception) -> None:
+        """What failed and where; never its message, which may hold text of the request."""
+        if isinstance(error, EngineBusy | RequestRefused):
+            return  # an answer, not a failure
+        cause = error.__cause__ or error
+        last = traceback.extract_tb(cause.__traceback__)[-1:]
+        _log.error(
+            "a response failed",
+            decision_id=self._decision_id,
+            choice=self._choice,
+            error=type(error).__name__,
+            cause=type(cause).__name__,
+            at=[f"{Path(frame.filename).name}:{frame.lineno}" for frame in last],
+        )
+        self._service.metrics.failures.labels("engine", "closed").inc()
+
     def _kind(self, closed: Closed | None, error: BaseException | None) -> str:
         if closed is None:
-            return (
-                "cancelled"
-                if error is None or isinstance(error, asyncio.CancelledError | GeneratorExit)
-                else "error"
-            )
+            match error:
+                case None | asyncio.CancelledError() | GeneratorExit():
+                    return "cancelled"
+                case EngineBusy():
+                    return "shed"
+                case _:
+                    return "error"
         if self._decider.outcome.unavailable:
             return "error"
         return _OUTCOME[self._decider.outcome.action]

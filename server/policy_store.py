@@ -16,7 +16,7 @@ class PolicyStore:
     """Reads the policy at `path`, and reads it again when asked to."""
 
     def __init__(self, path: Path, monitors: Mapping[str, MonitorInfo], vectors: Collection[str]) -> None:
-        """Raises PolicyError or OSError: a server does not start on a policy that is wrong."""
+        """Raises PolicyError, OSError or ValueError (its tests fail): a server does not start on a policy that is wrong."""
         self._path = path
         self._monitors = monitors
         self._vectors = vectors
@@ -25,12 +25,15 @@ class PolicyStore:
     def reload(self) -> Policy:
         """Put the policy on disk in force. Raises PolicyError, OSError or ValueError (its tests fail); then the last good one stays."""
         fresh = self._load()
-        failed = [result.name for result in run_tests(fresh).results if not result.ok]
-        if failed:
-            raise ValueError(f"tests of {fresh} fail: {', '.join(failed)}")
         self.current = fresh
         _log.info("policy reloaded", policy=str(fresh))
         return fresh
 
     def _load(self) -> Policy:
-        return load_policy(self._path, monitors=self._monitors, vectors=self._vectors)
+        policy = load_policy(self._path, monitors=self._monitors, vectors=self._vectors)
+        failed = [result.name for result in run_tests(policy).results if not result.ok]
+        if failed:
+            raise ValueError(
+                f"tests of {policy} fail: {', '.join(failed)}; see: interlock policy test {self._path}"
+            )
+        return policy

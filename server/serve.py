@@ -1,9 +1,10 @@
-"""Runs the two ports in one event loop, until a signal."""
+"""Runs the two ports in one event loop, until a signal; then lets what runs come to an end."""
 
 import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Generator
 
@@ -19,8 +20,8 @@ from server.service import Service
 _log = structlog.get_logger()
 
 
-class _QuietServer(uvicorn.Server):
-    """A second server in the loop: the first one owns the signals."""
+class _Server(uvicorn.Server):
+    """Signals are ours: two servers share one loop, and streams must end properly before they stop."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -46,23 +47,54 @@ def set_up_logging(*, verbose: bool = False) -> None:
     )
 
 
-def run(service: Service, config: ServerConfig) -> None:
-    """Serve until SIGINT or SIGTERM."""
-    asyncio.run(_run(service, config))
-
-
-async def _run(service: Service, config: ServerConfig) -> None:
-    main = uvicorn.Server(
-        _uvicorn(create_app(service, expose_metrics=config.expose_metrics), config.host, config.port)
-    )
-    admin = _QuietServer(_uvicorn(create_admin_app(service), config.admin_host, config.admin_port))
-    admin_task = asyncio.create_task(admin.serve())
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _reload, service)
+def bind(host: str, port: int) -> socket.socket:
+    """Take a port before anything slow begins. Raises OSError that names it."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        await main.serve()
-    finally:
-        admin.should_exit = True
-        await admin_task
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise OSError(
+            f"can't listen on {host}:{port}: {error}; choose another with --port or --admin-port"
+        ) from error
+    return listener
+
+
+def run(service: Service, config: ServerConfig, api: socket.socket, admin: socket.socket) -> None:
+    """Serve on two bound sockets until SIGINT or SIGTERM."""
+    asyncio.run(_run(service, config, api, admin))
+
+
+async def _run(service: Service, config: ServerConfig, api: socket.socket, admin: socket.socket) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, _reload, service)
+    servers = {
+        _Server(_uvicorn(create_app(service, expose_metrics=config.expose_metrics))): api,
+        _Server(_uvicorn(create_admin_app(service))): admin,
+    }
+    tasks = [asyncio.create_task(server.serve(sockets=[listener])) for server, listener in servers.items()]
+    await asyncio.wait([asyncio.create_task(stop.wait()), *tasks], return_when=asyncio.FIRST_COMPLETED)
+    await _drain(service, config.drain_timeout_s)
+    for server in servers:
+        server.should_exit = True
+    await asyncio.gather(*tasks)
+
+
+async def _drain(service: Service, timeout_s: float) -> None:
+    """Admit nothing new, let what runs finish, and end the rest with an error event."""
+    service.drain.begun = True
+    deadline = service.clock() + timeout_s
+    while service.clock() < deadline:
+        load = service.engine.load()
+        if not load.running and not load.waiting:
+            break
+        await asyncio.sleep(0.05)
+    await service.engine.stop()
 
 
 def _reload(service: Service) -> None:
@@ -73,7 +105,5 @@ def _reload(service: Service) -> None:
         _log.error("policy not reloaded; the last good one stays", reason=str(error))
 
 
-def _uvicorn(app: FastAPI, host: str, port: int) -> uvicorn.Config:
-    return uvicorn.Config(
-        app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=10
-    )
+def _uvicorn(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)

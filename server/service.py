@@ -1,8 +1,8 @@
 """What one running server is made of. Built once by `app.create_app`'s caller; nothing is global."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from guard.policy import Policy
@@ -14,12 +14,11 @@ from server.scoring import Scoring
 from server.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What is refused before it costs anything."""
+@dataclass(slots=True)
+class Drain:
+    """Whether the server is on its way out: what runs may end, nothing new begins."""
 
-    max_body_bytes: int = 8 * 1024 * 1024
-    max_choices: int = 16
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +33,13 @@ class Service:
     audit: AuditLog | None
     clock: Callable[[], float]  # monotonic seconds
     now: Callable[[], datetime]  # aware, UTC
-    limits: Limits = Limits()
-    model_names: Sequence[str] = ()  # besides the engine's own
     started: int = 0  # Unix seconds
+    max_body_bytes: int = 8 * 1024 * 1024
+    drain: Drain = field(default_factory=Drain)
 
     @property
     def served_models(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((self.engine.info.model_id, *self.model_names)))
+        return (self.engine.info.model_id,)
 
     def reload_policy(self) -> Policy:
         """Put the policy on disk in force. Raises PolicyError, OSError or ValueError; then the last good one stays."""

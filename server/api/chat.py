@@ -20,7 +20,7 @@ router = APIRouter()
 @router.post("/v1/chat/completions")
 async def create(body: ChatRequest, request: Request) -> Response:
     service: Service = request.app.state.service
-    admitted = Admission(service).chat(body, request.state.request_id)
+    admitted = await Admission(service).chat(body, request.state.request_id)
     renderer = ChatRenderer(service, admitted, logprobs=bool(body.logprobs))
     return Reply(service, admitted, renderer, stream=bool(body.stream), usage=body.include_usage)
 

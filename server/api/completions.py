@@ -19,7 +19,7 @@ router = APIRouter()
 @router.post("/v1/completions")
 async def create(body: CompletionRequest, request: Request) -> Response:
     service: Service = request.app.state.service
-    admitted = Admission(service).completions(body, request.state.request_id)
+    admitted = await Admission(service).completions(body, request.state.request_id)
     renderer = CompletionRenderer(service, admitted, echo=body.echo, logprobs=body.logprobs is not None)
     return Reply(service, admitted, renderer, stream=bool(body.stream), usage=body.include_usage)
 

@@ -3,12 +3,14 @@
 ApiError
  |-- bad_request        400 invalid_request_error (a field is wrong, or not supported)
  |-- context_too_long   400 context_length_exceeded
- |-- not_found          404 model_not_found
+ |-- model_not_found    404 model_not_found
  |-- overloaded         503 overloaded
+     |-- draining           503 draining
  |-- unavailable        503 interlock_unavailable (the guard could not judge and fails closed)
  `-- internal           500 internal_error
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -58,12 +60,12 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
     return ApiError(400, message, param=param, code=code)
 
 
-def context_too_long(message: str) -> ApiError:
-    return ApiError(400, message, param="messages", code="context_length_exceeded")
+def context_too_long(message: str, param: str) -> ApiError:
+    return ApiError(400, message, param=param, code="context_length_exceeded")
 
 
-def not_found(message: str, param: str, code: str) -> ApiError:
-    return ApiError(404, message, param=param, code=code)
+def model_not_found(message: str) -> ApiError:
+    return ApiError(404, message, param="model", code="model_not_found")
 
 
 def overloaded() -> ApiError:
@@ -73,6 +75,13 @@ def overloaded() -> ApiError:
         kind="server_error",
         code="overloaded",
         headers={"Retry-After": "2"},
+    )
+
+
+def draining() -> ApiError:
+    headers = {"Retry-After": "5"}
+    return ApiError(
+        503, "The server is shutting down.", kind="server_error", code="draining", headers=headers
     )
 
 
@@ -118,14 +127,21 @@ def from_failure(error: BaseException) -> ApiError:
 def from_validation(error: RequestValidationError) -> ApiError:
     """Location and message only: pydantic's own text repeats the input, which is a prompt."""
     problems = error.errors()
-    named = [
-        f"{'.'.join(str(part) for part in problem['loc'] if part != 'body') or 'body'}: {problem['msg']}"
-        for problem in problems[:_MAX_REPORTED]
-    ]
+    if problems[0]["type"] == "json_invalid":
+        return bad_request("the body is not valid JSON")
+    named = [f"{_place(problem['loc']) or 'body'}: {problem['msg']}" for problem in problems[:_MAX_REPORTED]]
     if len(problems) > _MAX_REPORTED:
         named.append(f"and {len(problems) - _MAX_REPORTED} more")
-    first = [str(part) for part in problems[0]["loc"] if part != "body"]
-    return bad_request("; ".join(named)[:1000], param=".".join(first)[:200] or None)
+    return bad_request("; ".join(named)[:1000], param=_place(problems[0]["loc"]) or None)
+
+
+_OPEN_KEYS = frozenset({"logit_bias", "metadata"})  # dicts whose keys are the client's own
+
+
+def _place(loc: Sequence[int | str]) -> str:
+    """Where in the body, without repeating what the client made up."""
+    parts = [str(part) for part in loc if part != "body"]
+    return f"{parts[0]}.*" if parts and parts[0] in _OPEN_KEYS and len(parts) > 1 else ".".join(parts)[:200]
 
 
 async def handle_api_error(_: Request, error: Exception) -> Response:

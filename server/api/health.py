@@ -12,12 +12,13 @@ from server.service import Service
 router = APIRouter()
 metrics_router = APIRouter()
 
-_STALLED_S = 30.0  # without a step although responses are running
+_STALLED_S = 30.0  # one step takes that long: the model hangs
 
 
+@router.head("/health")
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """200 with an empty body, or 503: the engine runs no steps although it has work."""
+    """200 with an empty body, or 503: the engine has ended, or hangs in a step."""
     return Response(status_code=200 if _is_healthy(request.app.state.service) else 503)
 
 
@@ -39,8 +40,4 @@ async def metrics(request: Request) -> Response:
 
 
 def _is_healthy(service: Service) -> bool:
-    if not service.engine.is_alive:
-        return False
-    load = service.engine.load()
-    has_work = load.running + load.waiting > 0
-    return not (has_work and service.clock() - load.last_step_s > _STALLED_S)
+    return service.engine.is_alive and service.engine.load().step_age_s < _STALLED_S

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request
 
-from server.api.errors import Body, not_found
+from server.api.errors import Body, model_not_found
 from server.service import Service
 
 router = APIRouter()
@@ -18,7 +18,7 @@ async def list_models(request: Request) -> Body:
 async def retrieve(model_id: str, request: Request) -> Body:
     service: Service = request.app.state.service
     if model_id not in service.served_models:
-        raise not_found("This model does not exist here", "model", "model_not_found")
+        raise model_not_found("This model does not exist here")
     return _card(service, model_id)
 
 

@@ -23,6 +23,7 @@ from server.pipeline import Choice, Closed, Delta, Event, Opened, Said, guarded
 from server.service import Service
 
 _KEEP_ALIVE_S = 15.0
+_STALLED_S = 30.0  # a client that takes nothing for so long is given up
 _BUFFERED_EVENTS = 64  # per request, between the pipelines and the socket
 
 
@@ -94,32 +95,44 @@ class Reply(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as group:
-            group.start_soon(_cancel_when_gone, receive, group.cancel_scope)
+            group.start_soon(self._cancel_when_gone, receive, group.cancel_scope)
             await self._answer(scope, receive, send)
             group.cancel_scope.cancel()
+
+    async def _cancel_when_gone(self, receive: Receive, scope: anyio.CancelScope) -> None:
+        """The body was read before, so the next message can only be that the client left."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._service.metrics.disconnects.inc()
+        scope.cancel()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with _running(self._service, self._admitted.choices) as events:
             try:
                 early = await self._until_decided(events)
-                if not self._stream:
-                    await self._drain(events)
-            except Exception as error:  # noqa: BLE001  # whatever was raised, the client gets a well-formed answer
-                response = from_failure(error).response()
-            else:
                 if self._stream:
                     await self._send_stream(early, events, send)
                     return
-                body = self._renderer.whole(self._results, self._usage())
-                body.update(self._extension_of(self._admitted.choices))
-                response = Response(orjson.dumps(body), media_type="application/json")
+                await self._drain(events)
+                response = self._whole()
+            except Exception as error:  # noqa: BLE001  # whatever was raised, the client gets a well-formed answer
+                response = from_failure(error).response()
             response.headers.update(self._own_headers())
             await response(scope, receive, send)
 
+    def _whole(self) -> Response:
+        body = self._renderer.whole(self._results, self._usage())
+        body.update(self._extension_of(self._admitted.choices))
+        return Response(orjson.dumps(body), media_type="application/json")
+
     async def _until_decided(self, events: "_Events") -> list[tuple[int, Event]]:
-        """Wait until every choice was decided on its prompt. Raises ApiError where one was stopped there."""
+        """Wait until each prompt was decided on. Raises ApiError where a choice was stopped there.
+
+        Choices of one prompt have the same scores and so the same decision: the first to come tells.
+        """
         early: list[tuple[int, Event]] = []
-        while not all(result.decided for result in self._results):
+        prompts = [id(choice.request.prompt_ids) for choice in self._admitted.choices]
+        while {p for p, result in zip(prompts, self._results, strict=True) if result.decided} != set(prompts):
             index, event = await events.get()
             self._results[index].take(event)
             early.append((index, event))
@@ -159,7 +172,8 @@ class Reply(Response):
         await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
 
         async def write(data: bytes, *, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+            async with asyncio.timeout(_STALLED_S):
+                await send({"type": "http.response.body", "body": data, "more_body": more})
 
         try:
             for index, event in early:
@@ -175,6 +189,9 @@ class Reply(Response):
                 await self._write_event(index, event, write)
             if self._include_usage:
                 await write(_sse(self._renderer.usage_chunk(self._usage())))
+        except TimeoutError:
+            self._service.metrics.stream_stalls.inc()
+            return  # nobody reads: leaving cancels the choices, which frees their rows
         except Exception as error:  # noqa: BLE001  # headers are out: the failure must be told inside the stream
             await write(_sse(from_failure(error).body))
         await write(b"data: [DONE]\n\n", more=False)
@@ -244,13 +261,6 @@ def prompt_block(code: str, message: str | None, extra: Mapping[str, Any]) -> Ap
 
 def _sse(body: Body) -> bytes:
     return b"data: " + orjson.dumps(body) + b"\n\n"
-
-
-async def _cancel_when_gone(receive: Receive, scope: anyio.CancelScope) -> None:
-    """The body was read before, so the next message can only be that the client left."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
 
 
 class _Events:

@@ -1,13 +1,16 @@
 """The part of the OpenAI request schema that is served. A field that would change the meaning is honoured or refused by name."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from server.engines.base import SamplingParams
 
 MAX_CHOICES = 16  # of one request: n times the number of prompts
+MAX_MESSAGES = 4096
+_INT32 = 2**31 - 1
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -24,49 +27,73 @@ def _is_unsupported_format(value: Any) -> bool:
 
 # fields that are known, change what is answered, and are not served: refused unless they ask for nothing
 _REFUSED: Mapping[str, _Refusable] = {
-    "tools": _is_set,
-    "functions": _is_set,
+    **dict.fromkeys(
+        (
+            "tools",
+            "functions",
+            "audio",
+            "prediction",
+            "web_search_options",
+            "guided_json",
+            "guided_regex",
+            "guided_choice",
+            "guided_grammar",
+            "structured_outputs",
+            "continue_final_message",
+            "prompt_embeds",
+            "use_beam_search",
+            "min_tokens",
+            "moderation",
+            "chat_template",
+            "chat_template_kwargs",
+            "documents",
+            "include_stop_str_in_output",
+            "bad_words",
+            "allowed_token_ids",
+            "return_token_ids",
+            "truncate_prompt_tokens",
+            "cache_salt",
+            "reasoning_effort",
+        ),
+        _is_set,
+    ),
     "response_format": _is_unsupported_format,
-    "audio": _is_set,
     "modalities": lambda value: value != ["text"],
-    "prediction": _is_set,
-    "web_search_options": _is_set,
-    "guided_json": _is_set,
-    "guided_regex": _is_set,
-    "guided_choice": _is_set,
-    "guided_grammar": _is_set,
-    "structured_outputs": _is_set,
-    "continue_final_message": _is_set,
-    "prompt_embeds": _is_set,
-    "use_beam_search": _is_set,
-    "min_tokens": _is_set,
-    "moderation": _is_set,
-    "chat_template": _is_set,
-    "chat_template_kwargs": _is_set,
-    "documents": _is_set,
+    "tool_choice": lambda value: value not in {"none", "auto"},
+    "function_call": lambda value: value not in {"none", "auto"},
+    "add_generation_prompt": lambda value: value is not True,
+    "skip_special_tokens": lambda value: value is not True,
+    "length_penalty": lambda value: value != 1,
 }
 
 # fields that are known and don't change what this server answers
 _ACCEPTED = frozenset(
-    [
+    {
         "user",
         "safety_identifier",
         "store",
         "service_tier",
         "prompt_cache_key",
+        "prompt_cache_retention",
         "parallel_tool_calls",
-        "tool_choice",
-        "function_call",
-        "reasoning_effort",
         "verbosity",
         "priority",
         "request_id",
-        "cache_salt",
-        "skip_special_tokens",
-        "add_generation_prompt",
-        "prompt_cache_retention",
-    ]
+    }
 )
+
+
+def _encodable(text: str) -> str:
+    """JSON can spell half a surrogate pair, which is no text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("is not valid Unicode text") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+_StopString = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
 class StreamOptions(BaseModel):
@@ -79,14 +106,15 @@ class TextPart(BaseModel):
     model_config = _STRICT
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart] | None = None
+    content: Text | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
+    tool_calls: None = None  # a history that calls tools would lose its meaning
 
     @property
     def text(self) -> str:
@@ -106,18 +134,16 @@ class GenerationRequest(BaseModel):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[_Finite, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: (
-        Annotated[str, Field(min_length=1, max_length=256)]
-        | list[Annotated[str, Field(min_length=1, max_length=256)]]
-        | None
-    ) = None
+    stop: _StopString | Annotated[list[_StopString], Field(max_length=16)] | None = None
     stop_token_ids: Annotated[list[int], Field(max_length=64)] | None = None
     ignore_eos: bool = False
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     frequency_penalty: Annotated[_Finite, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[_Finite, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[_Finite, Field(gt=0, le=2)] | None = None
-    logit_bias: dict[int, Annotated[_Finite, Field(ge=-100, le=100)]] | None = None
+    repetition_penalty: Annotated[_Finite, Field(ge=0.01, le=2)] | None = None
+    logit_bias: (
+        Annotated[dict[int, Annotated[_Finite, Field(ge=-100, le=100)]], Field(max_length=1024)] | None
+    ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = (
@@ -147,7 +173,7 @@ class GenerationRequest(BaseModel):
     def sampling(
         self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None, choice: int
     ) -> SamplingParams:
-        """Sampling of one choice. Choices of one seeded request get consecutive seeds, so that they differ and repeat."""
+        """Sampling of one choice. Choices of one seeded request get seeds of their own, so that they differ and repeat."""
 
         def given(value: float | None, default: float) -> float:
             return default if value is None else value
@@ -159,7 +185,7 @@ class GenerationRequest(BaseModel):
             top_p=given(self.top_p, 1.0),
             top_k=max(0, self.top_k or 0),
             min_p=given(self.min_p, 0.0),
-            seed=None if self.seed is None else (self.seed + choice) % 2**63,
+            seed=None if self.seed is None else _choice_seed(self.seed, choice),
             stop=tuple(stop),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=self.ignore_eos,
@@ -175,9 +201,9 @@ class GenerationRequest(BaseModel):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+    max_tokens: Annotated[int, Field(ge=1, le=_INT32)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=_INT32)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
@@ -188,11 +214,44 @@ class ChatRequest(GenerationRequest):
         return self
 
 
+def _prompt(value: Any) -> str | list[str] | list[int] | list[list[int]]:
+    """One or more prompts, each a text or token ids. The first item says which; the first wrong one ends the check."""
+    if isinstance(value, str):
+        return _encodable(value)
+    if not isinstance(value, list) or not value:
+        raise ValueError(
+            "must be a text, a list of texts, a list of token ids or a list of such lists, and not empty"
+        )
+    if type(value[0]) is int:
+        return _ids(value)
+    if len(value) > MAX_CHOICES:
+        raise ValueError(f"has {len(value)} prompts; at most {MAX_CHOICES} in one request")
+    if isinstance(value[0], str):
+        if not all(isinstance(item, str) for item in value):
+            raise ValueError("mixes texts with something else")
+        return [_encodable(item) for item in value]
+    return [_ids(item) for item in value]
+
+
+def _ids(value: Any) -> list[int]:
+    if not isinstance(value, list) or not all(type(item) is int and 0 <= item <= _INT32 for item in value):
+        raise ValueError("has something other than token ids where the first item is one")
+    return value
+
+
+def _choice_seed(seed: int, choice: int) -> int:
+    """The first choice has the request's seed; the others' don't coincide with those of neighbouring seeds."""
+    if choice == 0:
+        return seed % 2**63
+    digest = hashlib.sha256(f"{seed}:{choice}".encode()).digest()
+    return int.from_bytes(digest[:8]) % 2**63
+
+
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
-    max_tokens: Annotated[int, Field(ge=0)] | None = 16  # OpenAI's default
+    prompt: Annotated[Text | list[str] | list[int] | list[list[int]], PlainValidator(_prompt)]
+    max_tokens: Annotated[int, Field(ge=0, le=_INT32)] | None = 16  # OpenAI's default
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
     best_of: int | None = None

@@ -126,7 +126,7 @@ class EngineLoad:
     waiting: int
     kv_tokens: int  # positions held by running requests
     kv_capacity: int
-    last_step_s: float  # monotonic time of the last step
+    step_age_s: float  # seconds since the present step began; 0 between steps
 
 
 class Engine(Protocol):

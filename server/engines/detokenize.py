@@ -24,12 +24,14 @@ class SettledText:
         self._decode = decode
         self._stop = tuple(stop)
         self._waiting: deque[Token] = deque()
+        self._unfinished = False
         self.stopped = False
 
     def push(self, token: Token) -> list[Token]:
         """Take the next generated token; return the tokens that settled, in order."""
         text = self._decode(token.token_id)
         # None: bytes of an unfinished character; the token waits for the one that completes it
+        self._unfinished = text is None
         self._waiting.append(replace(token, text=text or ""))
         if text is None:
             return []
@@ -43,7 +45,9 @@ class SettledText:
         return self._settle(None)
 
     def flush(self) -> list[Token]:
-        """The response ended otherwise: whatever still waits is text after all."""
+        """The response ended otherwise: whatever still waits is text after all, unfinished characters as such."""
+        if self._waiting and self._unfinished:
+            self._waiting[-1] = replace(self._waiting[-1], text=_UNFINISHED)
         return self._settle(None)
 
     def _longest_stop_prefix(self, text: str) -> int:
@@ -80,16 +84,33 @@ class SettledText:
         return settled
 
 
+_CONTEXT = (
+    8  # prompt tokens that decide how the first one is spelled (whether a leading space is dropped, say)
+)
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
 def stream_decoder(tokenizer: Any, prompt_ids: list[int]) -> Decode:
-    """An incremental decoder that goes on from a prompt (whose end decides, say, whether a leading space is dropped)."""
+    """An incremental decoder that goes on from a prompt.
+
+    Bytes that are no UTF-8 become replacement characters: what a model says may be garbage, and is never an error.
+    """
     backend = tokenizer.backend_tokenizer
-    stream = DecodeStream(ids=prompt_ids[-8:], skip_special_tokens=True)
+    special = frozenset(tokenizer.all_special_ids)
+    context = prompt_ids[-_CONTEXT:]
+    if tokenizer.decode(context).endswith(_UNFINISHED):
+        context = []  # the stream would give the prompt's unfinished end back as text of the reply
+    stream = DecodeStream(ids=context, skip_special_tokens=True)
 
     def decode(token_id: int) -> str | None:
-        text: str | None = stream.step(backend, token_id)
+        nonlocal stream
+        try:
+            text: str | None = stream.step(backend, token_id)
+        except Exception:  # noqa: BLE001  # the library's word for bytes that can't be continued: begin anew
+            stream = DecodeStream(ids=[], skip_special_tokens=True)
+            return str(tokenizer.decode([token_id], skip_special_tokens=True))
         return "" if text is None and token_id in special else text
 
-    special = frozenset(tokenizer.all_special_ids)
     return decode
 
 

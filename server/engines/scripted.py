@@ -1,7 +1,6 @@
 """An engine that plays a script of tokens and scores. Product code: policy authors rehearse with it, tests drive it."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
@@ -87,7 +86,6 @@ class ScriptedEngine:
         self._aborted: set[str] = set()
         self._running: dict[str, int] = {}  # request id -> tokens held
         self._stopped = False
-        self._last_step_s = time.monotonic()
 
     @property
     def is_alive(self) -> bool:
@@ -117,7 +115,6 @@ class ScriptedEngine:
                 await asyncio.sleep(script.step_s)
                 self._check(request, script, index)
                 self._running[request.request_id] += 1
-                self._last_step_s = time.monotonic()
                 settled = text.push(Token(index, ""))
                 finish = FinishReason.STOP if text.stopped else None
                 values = self._values(script.response_scores, index, 1)
@@ -146,7 +143,7 @@ class ScriptedEngine:
         self._vectors = frozenset(monitors.vectors)
 
     def load(self) -> EngineLoad:
-        return EngineLoad(len(self._running), 0, sum(self._running.values()), 1_000_000, self._last_step_s)
+        return EngineLoad(len(self._running), 0, sum(self._running.values()), 1_000_000, 0.0)
 
     def _check(self, request: EngineRequest, script: Script, index: int) -> None:
         if self._stopped:

@@ -118,7 +118,7 @@ def make_service(
     policy_path.write_text(policy)
     policies = PolicyStore(policy_path, describe_monitors(engine.monitors), vectors)
     metrics = create_metrics(engine.info.model_id, policies.current)
-    metrics.watch_load(engine.load, time.monotonic)
+    metrics.watch_load(engine.load)
     return Service(
         engine=engine,
         tokenizer=tokenizer or ByteTokenizer(),

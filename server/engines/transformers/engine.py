@@ -111,7 +111,7 @@ class TransformersEngine:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="interlock-engine")
         self._loop_task: asyncio.Task[None] | None = None
         self._dead: str | None = None
-        self._last_step_s = time.monotonic()
+        self._step_started: float | None = None
 
     # --- the Engine protocol ---------------------------------------------------------------------------------------
 
@@ -127,6 +127,8 @@ class TransformersEngine:
             self._loop_task.cancel()
             await asyncio.wait([self._loop_task])  # if it had failed, that was logged when it happened
         self._fail_all(EngineDead("the engine was stopped"))
+        if self._exchange is not None and not self._exchange.begun.done():
+            self._exchange.begun.set_exception(EngineDead("the engine was stopped"))
         self._thread.shutdown(wait=True)
         self._runtime.close()
 
@@ -155,9 +157,14 @@ class TransformersEngine:
             self._abandon(run)
 
     async def install(self, monitors: MonitorSet) -> None:
-        """Exchange the monitors and vectors while traffic flows. Requests that run keep theirs until they end."""
-        if self._exchange is not None:
-            await self._exchange.done  # one at a time
+        """Exchange the monitors and vectors while traffic flows. Requests that run keep their monitors until they end.
+
+        A vector that comes back under its old name is the new one for them, too. Raises HookPointError, and EngineDead.
+        """
+        while self._exchange is not None:  # one at a time
+            await asyncio.shield(self._exchange.done)
+        if not self.is_alive:
+            raise EngineDead(self._dead or "the engine was not started")
         old = MonitorSet(self.monitors, self._vectors)
         both = MonitorSet(
             (*monitors.monitors, *(m for m in old.monitors if m not in monitors.monitors)),
@@ -173,13 +180,13 @@ class TransformersEngine:
         await asyncio.shield(self._exchange.begun)
 
     def load(self) -> EngineLoad:
-        cache = self._settings.max_batch * self.info.max_context
+        started = self._step_started
         return EngineLoad(
-            running=self._stepper.num_sequences,
+            running=len(self._stepper.rows),
             waiting=len(self._waiting),
-            kv_tokens=self._stepper.kv_tokens,
-            kv_capacity=cache,
-            last_step_s=self._last_step_s,
+            kv_tokens=self._stepper.rows.kv_tokens,
+            kv_capacity=self._settings.max_batch * self.info.max_context,
+            step_age_s=0.0 if started is None else time.monotonic() - started,
         )
 
     # --- the loop --------------------------------------------------------------------------------------------------
@@ -191,13 +198,14 @@ class TransformersEngine:
                 self._free_abandoned()
                 self._advance_exchange()
                 self._admit_waiting()
-                ready = {run.sequence for run in self._running.values() if run.admitted and run.ready}
+                ready = self._ready()
                 if not ready:
                     self._wake.clear()
                     await self._wake.wait()
                     continue
+                self._step_started = time.monotonic()
                 results = await loop.run_in_executor(self._thread, self._stepper.step, ready)
-                self._last_step_s = time.monotonic()
+                self._step_started = None
                 self._publish(results)
                 await self._let_consumers_decide()
         except asyncio.CancelledError:
@@ -208,9 +216,13 @@ class TransformersEngine:
             if not isinstance(error, Exception):
                 raise
 
+    def _ready(self) -> set[Sequence]:
+        """The admitted sequences whose consumers ask for more."""
+        return {run.sequence for run in self._running.values() if run.admitted and run.ready}
+
     def _free_abandoned(self) -> None:
         for run in [run for run in self._running.values() if run.over]:
-            self._stepper.remove(run.sequence)
+            self._stepper.rows.remove(run.sequence)
             del self._running[run.sequence.request.request_id]
 
     def _advance_exchange(self) -> None:
@@ -219,7 +231,13 @@ class TransformersEngine:
         if exchange is None:
             return
         if not exchange.begun.done():
-            self._runtime.install(exchange.both_bank, exchange.both.vectors)
+            try:
+                self._runtime.install(exchange.both_bank, exchange.both.vectors)
+            except Exception as error:  # noqa: BLE001  # told to whoever asked; the old ones stay
+                self._exchange = None
+                exchange.begun.set_exception(error)
+                exchange.done.set_result(None)
+                return
             self.monitors, self._vectors = exchange.new.monitors, exchange.both.vectors
             exchange.leaving = set(self._running)
             exchange.begun.set_result(None)
@@ -231,10 +249,10 @@ class TransformersEngine:
             exchange.done.set_result(None)
 
     def _admit_waiting(self) -> None:
-        if self._waiting and self._stepper.can_admit:
+        if self._waiting and self._stepper.rows.can_admit(self._ready()):
             run = self._waiting.popleft()
             run.admitted = True
-            self._stepper.admit(run.sequence)
+            self._stepper.rows.admit(run.sequence)
 
     def _publish(self, results: list[tuple[Sequence, StepResult]]) -> None:
         by_sequence = {run.sequence: run for run in self._running.values()}
@@ -271,13 +289,15 @@ class TransformersEngine:
         ids, sampling = list(request.prompt_ids), request.sampling
         if not ids:
             raise RequestRefused("the prompt is empty")
-        if (highest := max(ids)) >= self._loaded.vocab_size or min(ids) < 0:
-            raise RequestRefused(
-                f"token id {highest if highest >= 0 else min(ids)} is outside the vocabulary"
-            )
+        if not 0 <= min(ids) <= max(ids) < self._loaded.vocab_size:
+            limit = self._loaded.vocab_size - 1
+            raise RequestRefused(f"the prompt has a token id outside the vocabulary (0 to {limit})")
         room = self.info.max_context - len(ids)
         if room < (sampling.max_tokens or 1) and not (room == 0 and sampling.max_tokens == 0):
             raise RequestRefused(f"the prompt's {len(ids)} tokens leave no room for the response")
+        named = [*sampling.logit_bias, *sampling.stop_token_ids]
+        if any(not 0 <= token_id < self._loaded.vocab_size for token_id in named):
+            raise RequestRefused("logit_bias or stop_token_ids names a token id outside the vocabulary")
         tokenizer = self._loaded.tokenizer
         return Sequence(
             request=request,

@@ -103,6 +103,18 @@ class SlotCache(Cache):  # type: ignore[misc]  # transformers is not typed
             layer.keys[target, :, :length] = layer.keys[source, :, :length]
             layer.values[target, :, :length] = layer.values[source, :, :length]
 
+    def swap_rows(self, first: int, second: int, first_length: int, second_length: int) -> None:
+        """Exchange two rows, of which so many positions are filled."""
+        kept = self.read(first, 0, first_length)
+        self.move_row(second, first, second_length)
+        self.write(second, 0, kept)
+
+    def scrub(self, row: int) -> None:
+        """Forget everything in a row."""
+        for layer in self._allocated():
+            layer.keys[row].zero_()
+            layer.values[row].zero_()
+
     def read(self, row: int, start: int, end: int) -> list[tuple[Tensor, Tensor]]:
         """A copy of some positions of a row: per layer keys and values, `[heads, end - start, head_dim]`."""
         return [

@@ -44,15 +44,16 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=_pick_dtype(dtype, target), use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
+        ).to(target)
+    except EngineError:
+        raise
+    except Exception as error:
+        # the libraries raise anything from KeyError to SafetensorError on a bad folder
         raise EngineError(
-            f"can't load a model from {source!r}: {error}\n"
+            f"can't load a model from {source!r} onto {target!r}: {error}\n"
             "Give a folder with config.json, *.safetensors and tokenizer files, or the id of a model that is in the hub cache."
         ) from error
-    return prepare(
-        model.to(target), tokenizer, model_id=model_id or Path(source).name, layers_path=layers_path
-    )
+    return prepare(model, tokenizer, model_id=model_id or Path(source).name, layers_path=layers_path)
 
 
 def prepare(model: Any, tokenizer: Any, *, model_id: str, layers_path: str | None = None) -> LoadedModel:

@@ -2,12 +2,15 @@
 
 import secrets
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from server.engines.base import SamplingParams
+
+_GREEDY = 1e-5  # temperatures below this are the argmax: dividing by them would overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Sampler:
     def is_plain_greedy(self) -> bool:
         """Whether the argmax of the raw logits is all that is asked for (one argmax then serves the batch)."""
         p = self._params
-        return p.temperature == 0 and p.logprobs is None and self._bias is None and not self._penalises
+        return p.temperature < _GREEDY and p.logprobs is None and self._bias is None and not self._penalises
 
     @property
     def _penalises(self) -> bool:
@@ -51,11 +54,11 @@ class Sampler:
         """Sample from raw logits [vocab]. Raises ValueError if they are not finite enough to draw from."""
         raw = raw.float()
         adjusted = self._adjust(raw)
-        token_id = int(adjusted.argmax()) if self._params.temperature == 0 else self._draw(adjusted)
+        token_id = int(adjusted.argmax()) if self._params.temperature < _GREEDY else self._draw(adjusted)
         self._counts[token_id] += 1
         if self._params.logprobs is None:
             return Drawn(token_id, None, ())
-        return with_logprobs(raw, token_id, self._params.logprobs)
+        return with_logprobs(raw[None], [token_id], self._params.logprobs)[0]
 
     def _adjust(self, raw: Tensor) -> Tensor:
         if self._bias is None and not self._penalises:
@@ -88,19 +91,37 @@ class Sampler:
         probabilities = torch.softmax(logits, dim=-1)
         if params.min_p > 0:
             probabilities = probabilities.masked_fill(probabilities < params.min_p * probabilities.max(), 0.0)
-        if params.top_p < 1.0:  # nucleus: the smallest set of most likely tokens that reaches top_p
-            ordered, order = probabilities.sort(descending=True, stable=True)
-            outside = ordered.cumsum(0) - ordered >= params.top_p * ordered.sum()
-            outside[0] = False
-            probabilities[order[outside]] = 0.0
+        if params.top_p < 1.0:
+            probabilities = _nucleus(probabilities, params.top_p)
         if not bool(torch.isfinite(probabilities.sum())):
             raise ValueError("the model's logits are not finite")
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
 
-def with_logprobs(raw: Tensor, token_id: int, top: int) -> Drawn:
-    """Log-probabilities of `token_id` and of the `top` most likely tokens under raw logits [vocab]."""
+def _nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Keep the smallest set of most likely tokens whose share reaches `top_p` (1904.09751). probabilities: [vocab]."""
+    total = probabilities.sum()
+    ordered, order = torch.topk(
+        probabilities, min(1024, len(probabilities))
+    )  # sorting a large vocabulary is slow
+    if bool(ordered.sum() < top_p * total):
+        ordered, order = probabilities.sort(descending=True)
+    before = ordered.cumsum(0) - ordered
+    inside = before < top_p * total
+    inside[0] = True
+    kept = torch.zeros_like(probabilities)
+    kept[order[inside]] = ordered[inside]
+    return kept
+
+
+def with_logprobs(raw: Tensor, token_ids: Sequence[int], top: int) -> list[Drawn]:
+    """Log-probabilities of one token per row, and of the `top` most likely ones. raw: [n, vocab] logits."""
     logprobs = torch.log_softmax(raw.float(), dim=-1)
-    best = torch.topk(logprobs, min(top, len(logprobs)))
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return Drawn(token_id, float(logprobs[token_id]), tuple(pairs))
+    own = logprobs.gather(1, torch.tensor(token_ids, device=raw.device, dtype=torch.int64)[:, None])[
+        :, 0
+    ].tolist()
+    best = torch.topk(logprobs, min(top, logprobs.shape[-1]))
+    rows = zip(token_ids, own, best.indices.tolist(), best.values.tolist(), strict=True)
+    return [
+        Drawn(token_id, value, tuple(zip(ids, values, strict=True))) for token_id, value, ids, values in rows
+    ]

@@ -1,6 +1,6 @@
 """The scheduler: which rows one step feeds, and what came of it.
 
-Rows 0..D-1 decode; row D holds the one prompt that is being prefilled. A step draws and feeds one token for every
+A step draws and feeds one token for every
 decoding sequence whose consumer is ready, then feeds one chunk of the prompt. Because a token is drawn at the
 *start* of a step and fed in the same step, its own scores come with it; and because it is drawn after the consumer
 has decided on the token before it, no token is ever drawn that a decision should have prevented.
@@ -21,6 +21,7 @@ from monitors.runtime import RowSpan, Runtime
 from server.engines.base import EngineError, FinishReason, StepOutput, Token
 from server.engines.transformers.forward import Forward
 from server.engines.transformers.prefix_cache import BLOCK, Block, PrefixCache
+from server.engines.transformers.rows import RowTable
 from server.engines.transformers.sampling import with_logprobs
 from server.engines.transformers.sequence import Sequence
 
@@ -48,6 +49,16 @@ class _Row:
     position: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Passed:
+    """What a decode pass over n rows yields."""
+
+    logits: torch.Tensor  # [n, vocab]
+    finite: list[bool]  # whether each row's highest logit is
+    greedy: list[int]  # each row's most likely token
+    values: NDArray[np.float32]  # [n, num_columns] raw monitor values
+
+
 class Stepper:
     """Runs steps over at most `cache.num_slots` sequences. One thread calls it."""
 
@@ -67,61 +78,26 @@ class Stepper:
         self._prefill_chunk = prefill_chunk
         self._max_context = max_context
         self.prefix_cache = prefix_cache
-        self._decoding: list[Sequence] = []
-        self._prefilling: Sequence | None = None
-
-    # --- membership ------------------------------------------------------------------------------------------------
-
-    @property
-    def can_admit(self) -> bool:
-        return self._prefilling is None and len(self._decoding) < self._forward.cache.num_slots
-
-    @property
-    def num_sequences(self) -> int:
-        return len(self._decoding) + (self._prefilling is not None)
-
-    @property
-    def kv_tokens(self) -> int:
-        running = [*self._decoding, *([self._prefilling] if self._prefilling else [])]
-        return sum(sequence.num_fed for sequence in running)
-
-    def admit(self, sequence: Sequence) -> None:
-        """Begin to prefill a sequence. `can_admit` must be true."""
-        self._prefilling = sequence
-
-    @torch.inference_mode()
-    def remove(self, sequence: Sequence) -> None:
-        """Free a sequence's row; the last rows close the gap. A sequence that isn't here is ignored."""
-        if sequence is self._prefilling:
-            self._prefilling = None
-            return
-        if sequence not in self._decoding:
-            return
-        row, last = self._decoding.index(sequence), len(self._decoding) - 1
-        cache = self._forward.cache
-        if row != last:
-            cache.move_row(last, row, self._decoding[last].num_fed)
-            self._decoding[row] = self._decoding[last]
-        self._decoding.pop()
-        if self._prefilling is not None:
-            cache.move_row(last + 1, last, self._prefilling.num_fed)
+        self.rows = RowTable(forward.cache)
 
     # --- one step --------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def step(self, ready: AbstractSet[Sequence]) -> list[tuple[Sequence, StepResult]]:
         """Feed what can be fed. Sequences that end, by themselves or by an error, are removed."""
-        results = [*self._decode_step(ready)]
-        if self._prefilling is not None and self._prefilling in ready:
-            results.append(self._prefill_step(self._prefilling))
+        results = self._decode_step(ready)
+        for sequence in self.rows.prefilling:
+            if sequence in ready:
+                results.append(self._prefill_step(sequence))
+                break
         return results
 
     def _decode_step(self, ready: AbstractSet[Sequence]) -> list[tuple[Sequence, StepResult]]:
         results: list[tuple[Sequence, StepResult]] = []
         drawn: list[_Row] = []
-        for sequence in list(self._decoding):
+        for sequence in list(self.rows.decoding):
             if sequence not in ready:
-                drawn.append(_Row(sequence, _Fed.PAUSED, _FILLER, sequence.num_fed))
+                drawn.append(self._paused(sequence))
                 continue
             try:
                 row = self._draw(sequence)
@@ -132,17 +108,24 @@ class Stepper:
                 results.append((sequence, row))
             else:
                 drawn.append(row)
-        for sequence, _ in results:
-            self.remove(sequence)
+        for sequence, result in results:
+            self.rows.remove(sequence, scrub=isinstance(result, EngineError))
         # removal has moved rows, so take their order from the table
         by_sequence = {row.sequence: row for row in drawn}
-        drawn = [by_sequence[sequence] for sequence in self._decoding]
+        drawn = [by_sequence[sequence] for sequence in self.rows.decoding]
         if any(row.fed is not _Fed.PAUSED for row in drawn):
             results += self._feed(drawn)
         for sequence, result in results:
             if isinstance(result, EngineError) or result.finish is not None:
-                self.remove(sequence)
+                self.rows.remove(sequence, scrub=isinstance(result, EngineError))
         return results
+
+    def _paused(self, sequence: Sequence) -> _Row:
+        """Carry a row along: write beyond its end, or, where there is no more room, its prompt's last token as it was."""
+        if sequence.num_fed < self._max_context:
+            return _Row(sequence, _Fed.PAUSED, _FILLER, sequence.num_fed)
+        last = Token(sequence.request.prompt_ids[-1], "")
+        return _Row(sequence, _Fed.PAUSED, last, sequence.num_fed - 1)
 
     def _draw(self, sequence: Sequence) -> _Row | StepOutput:
         """Draw the next token, or end the response if it is over before another token is fed."""
@@ -180,41 +163,54 @@ class Stepper:
         )
 
     def _feed(self, rows: list[_Row]) -> list[tuple[Sequence, StepResult]]:
-        """Feed one token per row. If the batch fails, each row is tried alone, so that only the culprit fails."""
+        """Feed one token per row. If the pass fails, each row is fed alone, so that only the culprit fails.
+
+        Sequences change only after their pass has succeeded: a row that is fed again is fed the same.
+        """
         try:
-            return self._feed_rows(0, rows)
+            return self._advance(rows, self._pass(0, rows))
         except Exception as error:  # noqa: BLE001
             if len(rows) == 1:
                 return [(rows[0].sequence, _as_engine_error(error))]
         results: list[tuple[Sequence, StepResult]] = []
         for index, row in enumerate(rows):
+            if row.fed is _Fed.PAUSED:
+                continue
             try:
-                results += self._feed_rows(index, [row])
+                results += self._advance([row], self._pass(index, [row]))
             except Exception as error:  # noqa: BLE001
                 results.append((row.sequence, _as_engine_error(error)))
         return results
 
-    def _feed_rows(self, first_row: int, rows: list[_Row]) -> list[tuple[Sequence, StepResult]]:
+    def _pass(self, first_row: int, rows: list[_Row]) -> _Passed:
+        """One forward pass over consecutive rows, and what is needed of it on the host."""
         spans = [RowSpan(1, () if row.fed is _Fed.PAUSED else row.sequence.edits) for row in rows]
         with self._reading(spans) as values:
             logits = self._forward.decode(
                 first_row, [row.token.token_id for row in rows], [row.position for row in rows]
             )
         best = logits.max(dim=-1)
-        finite, greedy = torch.isfinite(best.values).tolist(), best.indices.tolist()
-        raw = values()
+        return _Passed(logits, torch.isfinite(best.values).tolist(), best.indices.tolist(), values())
+
+    def _advance(self, rows: list[_Row], passed: _Passed) -> list[tuple[Sequence, StepResult]]:
+        """Take each row's sequence one token further. What goes wrong with one row is that row's error alone."""
         results: list[tuple[Sequence, StepResult]] = []
         for index, row in enumerate(rows):
             if row.fed is _Fed.PAUSED:
                 continue
-            if not finite[index]:
+            if not passed.finite[index]:
                 results.append((row.sequence, EngineError("the model's logits are not finite")))
                 continue
-            self._set_logits(row.sequence, logits[index], greedy[index])
+            self._set_logits(row.sequence, passed.logits[index], passed.greedy[index])
             if row.fed is _Fed.PROMPT_END:
                 row.sequence.refeed_prompt_end = False  # the prompt was decided on already: nothing to report
                 continue
-            results.append((row.sequence, self._after_token(row.sequence, row.token, raw[index : index + 1])))
+            try:
+                output = self._after_token(row.sequence, row.token, passed.values[index : index + 1])
+            except Exception as error:  # noqa: BLE001
+                results.append((row.sequence, _as_engine_error(error)))
+            else:
+                results.append((row.sequence, output))
         return results
 
     def _after_token(self, sequence: Sequence, token: Token, values: NDArray[np.float32]) -> StepOutput:
@@ -235,9 +231,9 @@ class Stepper:
 
     def _prefill_step(self, sequence: Sequence) -> tuple[Sequence, StepResult]:
         try:
-            return sequence, self._prefill(sequence, row=len(self._decoding))
+            return sequence, self._prefill(sequence, self.rows.row(sequence))
         except Exception as error:  # noqa: BLE001
-            self._prefilling = None
+            self.rows.remove(sequence, scrub=True)
             return sequence, _as_engine_error(error)
 
     def _prefill(self, sequence: Sequence, row: int) -> StepOutput:
@@ -258,13 +254,12 @@ class Stepper:
             raw = np.concatenate(sequence.prompt_values)  # with what the prefix cache restored
         if not sequence.prompt_done:
             return StepOutput(Phase.PROMPT, start, scored, raw, self._layout)
-        self._store_prefix(sequence, row)
         best = logits[-1].max(dim=-1)
         if not bool(torch.isfinite(best.values)):
             raise EngineError("the model's logits are not finite")
+        self._store_prefix(sequence, row)
         self._set_logits(sequence, logits[-1], int(best.indices))
-        self._decoding.append(sequence)
-        self._prefilling = None
+        self.rows.promote(sequence)
         logprobs = None if sequence.prompt_logprobs is None else tuple(sequence.prompt_logprobs)
         return StepOutput(
             Phase.PROMPT, start, scored, raw, self._layout, final=True, prompt_logprobs=logprobs
@@ -284,9 +279,11 @@ class Stepper:
         """Each position's logits judge the prompt's *next* token; the first token has none."""
         if sequence.prompt_logprobs is None:
             sequence.prompt_logprobs = [None]
-        first_next = sequence.num_fed + 1
-        for row, next_id in zip(logits, sequence.request.prompt_ids[first_next:], strict=False):
-            sequence.prompt_logprobs.append(sequence.describe(with_logprobs(row, next_id, top)))
+        next_ids = list(
+            sequence.request.prompt_ids[sequence.num_fed + 1 : sequence.num_fed + 1 + len(logits)]
+        )
+        for judged in with_logprobs(logits[: len(next_ids)], next_ids, top):
+            sequence.prompt_logprobs.append(sequence.describe(judged))
 
     @property
     def _layout(self) -> tuple[Monitor, ...]:

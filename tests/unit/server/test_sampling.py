@@ -61,7 +61,7 @@ def test_a_seed_repeats_itself():
 
 
 def test_logprobs_are_of_the_raw_logits():
-    drawn = with_logprobs(LOGITS, 1, 2)
+    (drawn,) = with_logprobs(LOGITS[None], [1], 2)
     want = torch.log_softmax(LOGITS, -1)
     assert drawn.logprob == pytest.approx(float(want[1]))
     assert [token for token, _ in drawn.top] == [4, 0]
