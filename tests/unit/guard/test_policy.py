@@ -13,11 +13,13 @@ from guard.policy import load_policy, policy_from_text
 from guard.policy_test import Status, run_tests
 from guard.schema import json_schema
 from guard.scope import bucket
-from guard.types import Mode, MonitorInfo, Phase, Subject
+from guard.types import Budget, Mode, MonitorInfo, Phase, Scope, Subject, VectorInfo
 
 HERE = Path(__file__).parent / "policies"
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 HEAD = "apiVersion: interlock/v1\nkind: Policy\nmetadata: {name: p, version: '1'}\n"
+HARM = MonitorInfo("harm", 0.0, 1.0, (Budget(Scope.PROMPT, 0.001, 0.9, certified=True),), 3_000)
+KNOWN = {"monitors": {"harm": HARM}, "vectors": {"honesty": VectorInfo("honesty", steerable=True)}}
 RULE = "  - id: r\n    when: max(prompt.harm) > 0.9\n    then: {block: {}}\n"
 
 
@@ -88,7 +90,21 @@ def test_the_digest_follows_the_content_and_not_the_layout():
         ("rules:\n" + RULE.replace("0.9", "0"), None, None, None, ""),
         ("rules:\n" + RULE.replace("max(prompt.harm) > 0.9", "count(prompt.harm > 1.5) > 3"), 6, 17, "unreachable", ""),
         ("rules:\n" + RULE.replace("max(prompt.harm) > 0.9", "count(prompt.harm > .5, window=4) > 4"), 6, 47, "unreachable", ""),
-        ("rules:\n" + RULE.replace("max(prompt.harm) > 0.9", "1 <= frac(prompt.harm > .5) <= 0"), None, None, None, ""),
+        ("rules:\n" + RULE.replace("max(prompt.harm) > 0.9", "1 <= frac(prompt.harm > .5) <= 0"), 6, 42, "unreachable", "contradicts"),
+        ("rules:\n" + RULE.replace("max(prompt.harm) > 0.9", "turn() < 0"), 6, 20, "unreachable", ""),
+        ("rules:\n" + RULE.replace("max(prompt.harm) > 0.9", "tokens() > 512"), 6, 22, "unreachable", "0 and 512"),
+        ("rules:\n" + RULE.replace("block: {}", "log: {}").replace("max(prompt.harm) > 0.9", "count(response.harm > .5) > 512"), 6, 39, "unreachable", ""),
+        ("rules:\n" + RULE.replace("block: {}", "log: {}").replace("max(prompt.harm)", "mean(response.harm, window=513)"), 6, 11, "unreachable", "min="),
+        ("rules:\n" + RULE.replace("block: {}", "log: {}").replace("max(prompt.harm)", "mean(conversation.harm, window=513)"), None, None, None, ""),
+        ("rules:\n" + RULE + "    match: {tenants: []}\n", 8, 12, "unreachable", "tenants is empty"),
+        ("rules:\n" + RULE + "    match: {metadata: {app: []}}\n", 8, 12, "unreachable", "metadata.app is empty"),
+        ("rules:\n" + RULE + "    match: {tenants: [a, b], not_tenants: [b, 'a*']}\n", 8, 12, "unreachable", "takes back"),
+        ("rules:\n" + RULE + "    match: {not_tenants: ['*']}\n", 8, 12, "unreachable", "takes back"),
+        ("rules:\n" + RULE + "    match: {tenants: ['a*'], not_tenants: ['a?']}\n", None, None, None, ""),
+        ("rules:\n" + RULE.replace("max(prompt.harm) > 0.9", "exceeds(prompt.harm, fpr=1%)"), 6, 37, "unsupported", "0.001 for 0.1 %"),
+        ("tests:\n  - {name: t, given: {turn: -1}, expect: {action: allow}}\n", 5, 29, "value", ""),
+        ("tests:\n  - {name: t, given: {thresholds: {harm: {1: 0.9}}}, expect: {action: allow}}\n", 5, 42, "value", "rate"),
+        ("tests:\n  - {name: t, given: {thresholds: {harm: x}}, expect: {action: allow}}\n", 5, 42, "value", "for each rate"),
         ("tests:\n  - {name: t, expect: {action: allow, rules: [nope]}}\n", 5, 47, "unknown-rule", ""),
         ("tests:\n  - {name: t, given: {prompt: {harm: 0.1y3}}, expect: {action: allow}}\n", 5, 38, "value", ""),
         ("tests:\n  - {name: t, given: {prompt: {harm: 1, b: 1x2}}, expect: {action: allow}}\n", 5, 22, "value", ""),
@@ -99,7 +115,7 @@ def test_the_digest_follows_the_content_and_not_the_layout():
     ],
 )  # fmt: skip
 def test_errors_say_where(body, line, col, code, hint):
-    known = {"monitors": {"harm": MonitorInfo("harm", 0.0, 1.0)}, "vectors": {"honesty"}}
+    known = {**KNOWN, "max_response_tokens": 512}
     if line is None:
         policy_from_text(HEAD + body, **known)
         return
@@ -121,7 +137,7 @@ def test_a_problem_reads_well():
         "policy.yaml:6:11: error[unknown-function]: unknown function 'maxx'\n"
         "        when: maxx(prompt.harm) > 0.9\n"
         "              ^\n"
-        "    hint: did you mean 'max'? known: count, ema, frac, last, max, mean, min, run"
+        "    hint: did you mean 'max'? known: count, ema, exceeds, frac, last, max, mean, min, run, tokens, turn"
     )
 
 
