@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from guard.actions.steer import Steer
 from guard.alternatives import Alternative, alternatives, implies
+from guard.expressions import Condition
 from guard.rules import Rule
 from guard.scope import Match
 from guard.types import Mode, Severity
@@ -24,8 +25,11 @@ class Overlap:
 def overlaps(rules: Sequence[Rule]) -> Iterator[Overlap]:
     """`rules` in the order in which they win."""
     forms = {rule.id: alternatives(rule.condition) for rule in rules}
+    alike: dict[Condition, list[Rule]] = {}
     for i, rule in enumerate(rules):
-        duplicate = next((other for other in rules[:i] if _is_duplicate(rule, other)), None)
+        same = alike.setdefault(rule.condition, [])
+        duplicate = next((other for other in same if _is_duplicate(rule, other)), None)
+        same.append(rule)
         if duplicate:
             message = f"rule '{rule.id}' has the condition and the match of rule '{duplicate.id}'"
             yield Overlap(rule, duplicate, "duplicate-condition", message, "keep one of them")
@@ -41,6 +45,7 @@ def overlaps(rules: Sequence[Rule]) -> Iterator[Overlap]:
 
 
 def _is_duplicate(rule: Rule, other: Rule) -> bool:
+    """Of two rules with one condition."""
     if rule.mode is not other.mode or rule.mode is Mode.OFF:
         return False
     if (
@@ -49,18 +54,18 @@ def _is_duplicate(rule: Rule, other: Rule) -> bool:
         and rule.action.vector != other.action.vector
     ):
         return False  # one condition for two vectors
-    return rule.match == other.match and rule.rollout == other.rollout and rule.condition == other.condition
+    return rule.match == other.match and rule.rollout == other.rollout
 
 
 def _forestalls(other: Rule, rule: Rule) -> bool:
     """Whether `other` ends the response for everybody whom `rule` concerns. A `log` rule acts by being recorded."""
     return (
-        other.mode is rule.mode is Mode.ENFORCE
+        not other.reads.isdisjoint(rule.reads)
+        and other.mode is rule.mode is Mode.ENFORCE
         and other.action.severity >= Severity.REPLACE
         and rule.action.severity > Severity.LOG
         and other.rollout is None
         and (other.match == rule.match or other.match == Match())
-        and other.reads <= rule.reads
     )
 
 

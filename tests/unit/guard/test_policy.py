@@ -13,7 +13,18 @@ from guard.policy import load_policy, policy_from_text
 from guard.policy_test import Status, run_tests
 from guard.schema import json_schema
 from guard.scope import bucket
-from guard.types import Budget, Mode, MonitorInfo, Phase, Scope, Subject, VectorInfo
+from guard.types import (
+    Budget,
+    Mode,
+    MonitorInfo,
+    Phase,
+    Say,
+    Scope,
+    Steer,
+    StepScores,
+    Subject,
+    VectorInfo,
+)
 
 HERE = Path(__file__).parent / "policies"
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
@@ -176,6 +187,26 @@ def test_doubts_are_warnings():
     assert warnings("rules:\n" + RULE + unused) == [(9, 32, "unused-series")]
 
 
+def test_a_test_may_say_which_turn_it_is():
+    rule = RULE.replace("max(prompt.harm) > 0.9", "turn() > 2 and max(conversation.harm) > 0.9")
+    case = "  - {name: t%d, given: {turn: %d, response: {harm: 0.95}}, expect: {action: %s}}\n"
+    tests = case % (1, 2, "allow") + case % (2, 3, "block")
+    assert run_tests(policy_from_text(HEAD + "rules:\n" + rule + "tests:\n" + tests)).ok
+
+
+@pytest.mark.parametrize(
+    ("when", "at"),
+    [
+        ("max(prompt.harm) > 0.9 and max(prompt.harm) < 0.5", 57),
+        ("0.9 < max(prompt.harm) < 0.5", 36),
+        ("tokens() > 9 and (tokens() < 5 or tokens() == 3)", 40),
+        ("max(prompt.harm) > 0.9 and not max(prompt.harm) > 0.5", 61),
+    ],
+)
+def test_a_rule_that_contradicts_itself_is_unreachable(when, at):
+    assert told(HEAD + "rules:\n" + RULE.replace("max(prompt.harm) > 0.9", when)) == [(6, at, "unreachable")]
+
+
 @pytest.mark.parametrize("maturity", ["sandbox", "incubating"])
 def test_only_stable_policies_block(maturity):
     head = HEAD.replace("'1'", f"'1', maturity: {maturity}")
@@ -195,6 +226,55 @@ def test_a_folder_is_one_policy_and_ids_are_unique_in_it(tmp_path):
     (problem,) = caught.value.problems
     assert problem.file.endswith("b.yaml")
     assert f"{tmp_path / 'a.yaml'}:5:9" in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("precedences", "then", "winner"),
+    [
+        ((0, 0), "replace", "a"),  # then the order of the files
+        ((0, 1), "replace", "b"),
+        ((-1, 0), "replace", "b"),
+        ((1, 0), "replace", "a"),
+        ((0, 9), "annotate", "a"),  # a more severe action wins over any precedence
+    ],
+)
+def test_precedence_decides_between_equally_severe_rules_of_two_files(tmp_path, precedences, then, winner):
+    for name, precedence in zip("ab", precedences, strict=True):
+        action = (
+            f"{{replace: {{message: from {name}}}}}" if name == "a" or then == "replace" else "{annotate: {}}"
+        )
+        head = HEAD.replace("'1'", f"'1', precedence: {precedence}")
+        body = RULE.replace("id: r", f"id: {name}").replace("{block: {}}", action)
+        (tmp_path / f"{name}.yaml").write_text(head + "rules:\n" + body)
+    decider = load_policy(tmp_path).decider(Subject(), now=NOW)
+    decision = decider.decide(StepScores(Phase.PROMPT, 0, 1, {"harm": [0.95]}, final=True))
+    assert decision.effects[0] == Say(f"from {winner}", refusal=False)
+    assert len(decision.matches) == 2
+
+
+def test_precedence_decides_which_strength_a_vector_gets(tmp_path):
+    for name, precedence in (("a", 0), ("b", 5)):
+        steer = f"{{steer: {{vector: v, strength: {precedence}}}}}"
+        head = HEAD.replace("'1'", f"'1', precedence: {precedence}")
+        body = RULE.replace("id: r", f"id: {name}").replace("{block: {}}", steer)
+        (tmp_path / f"{name}.yaml").write_text(head + "rules:\n" + body)
+    decider = load_policy(tmp_path).decider(Subject(), now=NOW)
+    decision = decider.decide(StepScores(Phase.PROMPT, 0, 1, {"harm": [0.95]}, final=True))
+    assert decision.effects[0] == Steer("b", "v", 5.0, 0)
+
+
+def test_exceptions_have_no_precedence(tmp_path):
+    (tmp_path / "a.yaml").write_text(HEAD + "rules:\n" + RULE)
+    (tmp_path / "e.yaml").write_text(exceptions().replace("'1'", "'1', precedence: 1"))
+    with pytest.raises(PolicyError, match="unknown key 'precedence'"):
+        load_policy(tmp_path)
+
+
+def test_an_exception_that_applies_to_nobody_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text(HEAD + "rules:\n" + RULE)
+    (tmp_path / "e.yaml").write_text(exceptions().replace("[red*]", "[red], not_tenants: [red]"))
+    with pytest.raises(PolicyError, match="applies to nobody"):
+        load_policy(tmp_path)
 
 
 def test_an_empty_folder(tmp_path):
