@@ -391,13 +391,29 @@ def test_a_failing_test_says_what_differs():
     )
 
 
-BASE = (HERE / "tenants.yaml").read_text()
+BASES = {
+    "tenants": (HERE / "tenants.yaml").read_text(),
+    "language": HEAD.replace("'1'", "'1', precedence: 2")
+    + """rules:
+  - {id: a, when: "exceeds(prompt.harm, fpr=0.001) or tokens() > 9", then: {block: {}}, override: {reason: a good one}}
+  - {id: b, when: "not exceeds(prompt.harm, fpr=0.001) and turn() > 2", then: {steer: {vector: honesty, strength: 1}}}
+  - {id: c, when: "run(conversation.harm > 0.5, window=9) >= 4", then: {log: {}}, match: {not_tenants: [x]}}
+tests:
+  - name: t
+    given: {turn: 3, thresholds: {harm: {0.001: 0.9, 1e-2: 0.5}}, prompt: {harm: 0.95}}
+    expect: {action: block, rules: [a]}
+""",
+}
 
 
+@pytest.mark.parametrize("name", BASES)
 @settings(max_examples=60)
-@given(st.integers(0, len(BASE)), st.integers(0, 12), st.text(max_size=6))
-def test_any_damage_to_a_file_is_told_cleanly(at, length, inserted):
+@given(st.data(), st.integers(0, 12), st.text(max_size=6) | st.sampled_from(["-", "9", "e", "{", "()", "%"]))
+def test_any_damage_to_a_file_is_told_cleanly(name, data, length, inserted):
+    base = BASES[name]
+    at = data.draw(st.integers(0, len(base)))
+    known = KNOWN if name == "language" else {}
     try:
-        policy_from_text(BASE[:at] + inserted + BASE[at + length :])
+        run_tests(policy_from_text(base[:at] + inserted + base[at + length :], **known))
     except PolicyError as error:
         assert all(p.line >= 1 and p.col >= 1 for p in error.problems)  # noqa: PT017
