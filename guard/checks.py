@@ -116,7 +116,9 @@ class Checker:
             return None
         if self._known.monitors is not None:
             condition, flaws = with_budgets(condition, self._known.monitors)
-            self._flaws(source, path, flaws)
+            if flaws:
+                self._flaws(source, path, flaws)
+                return None
         self._flaws(source, path, unreachable(condition, self._known))
         self._flaws(source, path, doubtful(condition, self._known), "warning")
         return condition
