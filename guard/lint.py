@@ -141,13 +141,13 @@ def out_of_calibration(rule: Rule, known: Known) -> Iterator[Flaw]:
     """Thresholds of rules that end a response, beyond those whose false-positive rate was measured: warnings."""
     if rule.mode is not Mode.ENFORCE or rule.action.severity < Severity.REPLACE or not known.monitors:
         return
-    for alternative in alternatives(rule.condition) or ():
-        for claim in alternative:
-            match claim:
-                case Limit(quantity=Call(function="max") as call, symbol=">" | ">="):
-                    yield from _beside_budgets(call, claim, known.monitors[call.series.monitor])
-                case _:
-                    pass
+    found = (claim for alternative in alternatives(rule.condition) or () for claim in alternative)
+    for claim in dict.fromkeys(found):  # a claim may stand in several alternatives
+        match claim:
+            case Limit(quantity=Call(function="max") as call, symbol=">" | ">="):
+                yield from _beside_budgets(call, claim, known.monitors[call.series.monitor])
+            case _:
+                pass
 
 
 def _beside_budgets(call: Call, limit: Limit, info: MonitorInfo) -> Iterator[Flaw]:

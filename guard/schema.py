@@ -63,6 +63,9 @@ def _series(text: str) -> str:
     return text
 
 
+ANY_RATE = "any"
+
+
 def _by_rate(value: Any) -> Any:
     """A number is for every budget; a mapping has one for each rate."""
     by_rate = value if isinstance(value, dict) else {ANY_RATE: value}
@@ -74,7 +77,6 @@ def _by_rate(value: Any) -> Any:
     return by_rate
 
 
-ANY_RATE = "any"
 ThresholdsByRate = Annotated[
     dict[str, float], BeforeValidator(_by_rate, json_schema_input_type=float | dict[str, float])
 ]

@@ -104,6 +104,7 @@ MONITORS = {"a": MonitorInfo("a", 0.0, 1.0, BUDGETS, 5_000)}
         ("0.91 < max(prompt.a)", True),
         ("max(prompt.a) > 0.8 and not max(prompt.a) > 0.95", False),
         ("max(prompt.a) > 0.8 or max(prompt.a) > 0.3", True),
+        ("max(prompt.a) > 0.3 and (turn() > 1 or last(prompt.a) > 0.2)", True),  # told once
         ("mean(prompt.a) > 0.1", False),  # not what was calibrated
     ],
 )
