@@ -56,6 +56,7 @@ def decision_record(
         "endpoint": subject.endpoint,
         "model": subject.model,
         "metadata": dict(subject.metadata),
+        "turn": subject.turn,
         "policy": {"name": policy.name, "version": policy.version, "digest": policy.digest[:12]},
         "action": outcome.verdict,
         "phase": outcome.phase.value if outcome.phase else None,
@@ -85,6 +86,7 @@ def _match(match: Match, policy: Policy) -> JsonObject:
         "phase": match.phase.value,
         "token": match.token,
         "values": dict(match.values),
+        **({"override": match.override} if match.override else {}),
     }
 
 
@@ -109,6 +111,7 @@ def recorded_subject(record: JsonObject) -> Subject:
         key_id=record["key_id"],
         request_id=record["request_id"],
         metadata=record["metadata"],
+        turn=record.get("turn", 1),
     )
 
 

@@ -1,31 +1,44 @@
 """From documents to rules: parse the conditions, fill in defaults, and check what one document cannot show alone."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
-from guard.actions.block import Block
 from guard.actions.steer import Steer
+from guard.budgets import with_budgets
 from guard.errors import ExpressionError, Flaw, Problem, did_you_mean
-from guard.expressions import Condition
-from guard.lint import always_true, rule_warnings, unreachable
+from guard.expressions import Condition, budgets
+from guard.gates import refusals
+from guard.lint import Known, doubtful, out_of_calibration, rule_warnings, unreachable
+from guard.overlap import overlaps
 from guard.parser import parse
 from guard.rules import Rule, Waiver
 from guard.schema import CaseSpec, Document, ExceptionsDocument, PolicyDocument, RuleSpec
-from guard.scope import any_glob
-from guard.types import Mode, MonitorInfo, OnError, Phase
+from guard.scope import Match, any_glob
+from guard.types import Gate, Mode, MonitorInfo, OnError, Phase, VectorInfo
 from guard.yaml_source import Path_, Source
 
 
 class Checker:
     """Takes documents one by one and keeps the rules, the exceptions and every problem."""
 
-    def __init__(self, monitors: Mapping[str, MonitorInfo] | None, vectors: Collection[str] | None) -> None:
-        self.rules: list[Rule] = []
+    def __init__(
+        self,
+        monitors: Mapping[str, MonitorInfo] | None,
+        vectors: Mapping[str, VectorInfo] | None,
+        max_response_tokens: int | None,
+    ) -> None:
+        self._rules: list[Rule] = []
         self.waivers: list[Waiver] = []
-        self._monitors = monitors
+        self._known = Known(monitors, max_response_tokens)
         self._vectors = vectors
         self._problems: list[Problem] = []
         self._sources: list[tuple[Source, Document]] = []
         self._first: dict[str, Problem] = {}  # id of a rule or an exception -> its place
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """In the order in which they win: by precedence, then as they stand in the files."""
+        return tuple(sorted(self._rules, key=lambda rule: -rule.precedence))
 
     def add(self, source: Source, document: Document) -> None:
         self._sources.append((source, document))
@@ -66,10 +79,14 @@ class Checker:
     def _rule(self, source: Source, document: PolicyDocument, spec: RuleSpec, path: Path_) -> None:
         self._unique(source, (*path, "id"), "rule", spec.id)
         mode = Mode(spec.mode or document.defaults.mode)
-        self._check_action(source, document, spec, path, mode)
+        self._check_match(source, spec.match, (*path, "match"))
+        self._check_vector(source, spec, path)
         condition = self._condition(source, spec.when, (*path, "when"))
         if condition is None:
             return
+        overridden: tuple[Gate, ...] = ()
+        if mode is Mode.ENFORCE:
+            overridden = self._gates(source, document, spec, path, condition)
         rule = Rule(
             id=spec.id,
             severity=spec.severity,
@@ -83,30 +100,67 @@ class Checker:
             on_error=OnError(spec.on_error or document.defaults.on_error),
             rollout=spec.rollout,
             holdback=document.defaults.holdback,
+            precedence=document.metadata.precedence,
+            override=spec.override.reason if spec.override else "",
+            overridden=overridden,
             file=source.file,
         )
-        self.rules.append(rule)
+        self._flaws(source, (*path, "when"), out_of_calibration(rule, self._known), "warning")
+        self._rules.append(rule)
 
     def _condition(self, source: Source, when: str, path: Path_) -> Condition | None:
         try:
-            condition = parse(when, self._monitors)
+            condition = parse(when, self._known.monitors)
         except ExpressionError as error:
             self._flaws(source, path, error.flaws)
             return None
-        self._flaws(source, path, unreachable(condition, self._monitors))
-        for flaw in always_true(condition, self._monitors):
-            self._add(
-                source.problem(path, flaw.code, flaw.message, flaw.hint, offset=flaw.at, severity="warning")
-            )
+        if self._known.monitors is not None:
+            condition, flaws = with_budgets(condition, self._known.monitors)
+            if flaws:
+                self._flaws(source, path, flaws)
+                return None
+        self._flaws(source, path, unreachable(condition, self._known))
+        self._flaws(source, path, doubtful(condition, self._known), "warning")
         return condition
 
-    def _flaws(self, source: Source, path: Path_, flaws: Iterable[Flaw]) -> None:
-        for flaw in flaws:
-            self._add(source.problem(path, flaw.code, flaw.message, flaw.hint, offset=flaw.at))
-
-    def _check_action(
-        self, source: Source, document: PolicyDocument, spec: RuleSpec, path: Path_, mode: Mode
+    def _flaws(
+        self,
+        source: Source,
+        path: Path_,
+        flaws: Iterable[Flaw],
+        severity: Literal["error", "warning"] = "error",
     ) -> None:
+        for flaw in flaws:
+            self._add(
+                source.problem(path, flaw.code, flaw.message, flaw.hint, offset=flaw.at, severity=severity)
+            )
+
+    def _check_match(self, source: Source, match: Match, path: Path_) -> None:
+        if match.nobody:
+            message = f"this applies to nobody: {match.nobody}"
+            self._add(source.problem(path, "unreachable", message, "a part that is left out fits everything"))
+
+    def _gates(
+        self, source: Source, document: PolicyDocument, spec: RuleSpec, path: Path_, condition: Condition
+    ) -> tuple[Gate, ...]:
+        """The gates that an enforced rule goes without, by its override. Without one, they are errors."""
+        refused = list(
+            refusals(
+                spec.action,
+                condition,
+                maturity=document.metadata.maturity,
+                monitors=self._known.monitors,
+                vectors=self._vectors,
+            )
+        )
+        if spec.override:
+            return tuple(refusal.gate for refusal in refused)
+        where = (*path, "then", spec.action.kind)
+        for refusal in refused:
+            self._add(source.problem(where, refusal.code, refusal.message, refusal.hint, at_key=True))
+        return ()
+
+    def _check_vector(self, source: Source, spec: RuleSpec, path: Path_) -> None:
         action = spec.action
         if isinstance(action, Steer) and self._vectors is not None and action.vector not in self._vectors:
             where = (*path, "then", "steer", "vector")
@@ -114,19 +168,13 @@ class Checker:
             self._add(
                 source.problem(where, "unknown-vector", f"unknown steering vector '{action.vector}'", hint)
             )
-        maturity = document.metadata.maturity
-        if isinstance(action, Block) and mode is Mode.ENFORCE and maturity != "stable" and not spec.override:
-            message = (
-                f"rule '{spec.id}' blocks, but the policy's maturity is '{maturity}'; only stable ones may"
-            )
-            hint = "use `mode: shadow`, or give the rule an override: {reason: ...}"
-            self._add(source.problem((*path, "then", "block"), "immature-block", message, hint, at_key=True))
 
     # --- exceptions
 
     def _exceptions(self, source: Source, document: ExceptionsDocument) -> None:
         for i, spec in enumerate(document.exceptions):
             self._unique(source, ("exceptions", i, "id"), "exception", spec.id)
+            self._check_match(source, spec.match, ("exceptions", i, "match"))
             self.waivers.append(
                 Waiver(
                     id=spec.id,
@@ -154,6 +202,21 @@ class Checker:
                     self._check_waived(source, document)
             for i, test in enumerate(document.tests):
                 self._check_test(source, test, ("tests", i), rules)
+        self._check_overlaps()
+
+    def _check_overlaps(self) -> None:
+        places = {
+            spec.id: (source, ("rules", i, "when"))
+            for source, document in self._sources
+            if isinstance(document, PolicyDocument)
+            for i, spec in enumerate(document.rules)
+        }
+        for overlap in overlaps(self.rules):
+            source, path = places[overlap.rule.id]
+            other_source, other_path = places[overlap.other.id]
+            there = other_source.problem(other_path, overlap.code, overlap.message)
+            hint = f"{overlap.hint}; the other stands at {there.file}:{there.line}:{there.col}"
+            self._add(source.problem(path, overlap.code, overlap.message, hint, severity="warning"))
 
     def _doubts(
         self, source: Source, document: PolicyDocument, rules: dict[str, Rule], tested: frozenset[str]
@@ -182,6 +245,7 @@ class Checker:
                     where = (*path, "expect", key, j)
                     hint = did_you_mean(name, rules)
                     self._add(source.problem(where, "unknown-rule", f"no rule is called '{name}'", hint))
+        self._check_thresholds(source, test, path)
         read = frozenset().union(*(rule.reads for rule in self.rules))
         for phase, series in ((Phase.PROMPT, test.given.prompt), (Phase.RESPONSE, test.given.response)):
             known = {name for of, name in read if of is phase}
@@ -193,3 +257,27 @@ class Checker:
                     self._add(
                         source.problem(where, "unused-series", message, hint, at_key=True, severity="warning")
                     )
+
+    def _check_thresholds(self, source: Source, test: CaseSpec, path: Path_) -> None:
+        """Thresholds for which there is no budget, and budgets whose threshold the test would need and does not give."""
+        given = test.given
+        asked = list(dict.fromkeys(budget for rule in self._rules for budget in budgets(rule.condition)))
+        for monitor in given.thresholds:
+            if monitor not in {budget.series.monitor for budget in asked}:
+                message = f"no rule asks for a budget of monitor '{monitor}'"
+                hint = did_you_mean(monitor, {budget.series.monitor for budget in asked})
+                where = (*path, "given", "thresholds", monitor)
+                self._add(
+                    source.problem(where, "unused-threshold", message, hint, at_key=True, severity="warning")
+                )
+        for budget in asked:
+            told = {**given.prompt, **given.response}
+            series = budget.series
+            if series.monitor not in told or budget.threshold is not None:
+                continue
+            if given.threshold(series.monitor, budget.fpr) is None:
+                message = (
+                    f"{budget} is unknown in this test: no calibration is loaded, and no threshold given"
+                )
+                hint = f"write for example given: {{thresholds: {{{series.monitor}: 0.9}}}}"
+                self._add(source.problem((*path, "given"), "no-threshold", message, hint, severity="warning"))

@@ -4,9 +4,23 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import assert_never
+from typing import Protocol, assert_never
 
-from guard.expressions import And, Call, Comparison, Condition, Not, Number, Or, Test, Value, mirrored
+from guard.expressions import (
+    And,
+    Call,
+    Comparison,
+    Condition,
+    Exceeds,
+    Not,
+    Number,
+    Or,
+    Quantity,
+    Scalar,
+    Test,
+    Value,
+    mirrored,
+)
 from guard.functions import FUNCTIONS, Aggregate
 from guard.types import Phase
 
@@ -47,24 +61,43 @@ class Feed:
         return push_each
 
 
-class Aggregates:
-    """All aggregates of one decider. Equal calls, in whichever rules they stand, share one."""
+class Running(Protocol):
+    """A number that may change with every token. None: unknown."""
 
-    def __init__(self) -> None:
+    value: float | None
+
+
+@dataclass(slots=True)
+class Cell:
+    """A number that its owner sets."""
+
+    value: float | None
+
+
+class Aggregates:
+    """All running numbers of one decider. Equal calls, in whichever rules they stand, share one."""
+
+    def __init__(self, turn: int = 1) -> None:
+        self.tokens = Cell(0)
+        """Response tokens judged so far; the decider counts."""
+        self._scalars = {"tokens": self.tokens, "turn": Cell(turn)}
         self._by_call: dict[Call, Aggregate] = {}
 
-    def __getitem__(self, call: Call) -> Aggregate:
-        aggregate = self._by_call.get(call)
+    def __getitem__(self, quantity: Quantity) -> Running:
+        if isinstance(quantity, Scalar):
+            return self._scalars[quantity.name]
+        aggregate = self._by_call.get(quantity)
         if aggregate is None:
-            aggregate = self._by_call[call] = FUNCTIONS[call.function](call.window, call.need)
+            aggregate = FUNCTIONS[quantity.function](quantity.window, quantity.need)
+            self._by_call[quantity] = aggregate
         return aggregate
 
     def feeds(self, phase: Phase) -> dict[str, Feed]:
-        """By monitor: what its scores in this phase must be given to."""
+        """By monitor: what its scores in this phase must be given to. A conversation's go on from phase to phase."""
         feeds: dict[str, Feed] = {}
         for call, aggregate in self._by_call.items():
             series = call.series
-            if series.scope is phase:
+            if phase in series.scope.phases:
                 feed = feeds.setdefault(series.monitor, Feed())
                 push: Push = aggregate.push
                 extend: Extend = aggregate.extend
@@ -96,6 +129,9 @@ def compile_condition(condition: Condition, aggregates: Aggregates) -> Callable[
                 pairs.append(_pair(left, symbol, right, aggregates))
                 left = right
             return pairs[0] if len(pairs) == 1 else conjunction(pairs)
+        case Exceeds():
+            comparison = condition.comparison
+            return _unknown if comparison is None else compile_condition(comparison, aggregates)
         case Not():
             return negation(compile_condition(condition.operand, aggregates))
         case And():
@@ -109,7 +145,7 @@ def compile_condition(condition: Condition, aggregates: Aggregates) -> Callable[
 def _pair(left: Value, symbol: str, right: Value, aggregates: Aggregates) -> Callable[[], Verdict]:
     compare = _COMPARE[symbol]
     match left, right:
-        case Call(), Number(value=bound):
+        case Call() | Scalar(), Number(value=bound):
             aggregate = aggregates[left]
 
             def against_number() -> Verdict:
@@ -117,7 +153,7 @@ def _pair(left: Value, symbol: str, right: Value, aggregates: Aggregates) -> Cal
                 return None if value is None else compare(value, bound)
 
             return against_number
-        case Number(value=bound), Call():
+        case Number(value=bound), Call() | Scalar():
             aggregate = aggregates[right]
 
             def number_against() -> Verdict:
@@ -125,7 +161,7 @@ def _pair(left: Value, symbol: str, right: Value, aggregates: Aggregates) -> Cal
                 return None if value is None else compare(bound, value)
 
             return number_against
-        case Call(), Call():
+        case Call() | Scalar(), Call() | Scalar():
             one, other = aggregates[left], aggregates[right]
 
             def against_each_other() -> Verdict:
@@ -138,6 +174,10 @@ def _pair(left: Value, symbol: str, right: Value, aggregates: Aggregates) -> Cal
             return lambda: always
         case _:
             raise AssertionError(left, right)
+
+
+def _unknown() -> Verdict:
+    return None
 
 
 def negation(operand: Callable[[], Verdict]) -> Callable[[], Verdict]:

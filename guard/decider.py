@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from guard.actions.block import Block
-from guard.conditions import Aggregates, Verdict, compile_condition
+from guard.conditions import Aggregates, Running, Verdict, compile_condition
 from guard.errors import DeciderError
-from guard.functions import Aggregate
 from guard.rules import Rule
 from guard.types import (
     Decision,
@@ -45,7 +44,7 @@ class _Watch:
     rule: Rule
     enforced: bool
     condition: Callable[[], Verdict]
-    aggregates: tuple[tuple[str, Aggregate], ...]  # of its calls, by their text
+    numbers: tuple[tuple[str, Running], ...]  # of its condition, by their text
     matched: bool = False
     failed: bool = False
 
@@ -76,11 +75,14 @@ class _Step:
 class Decider:
     """One per response. Call `decide` for each prompt chunk and then each response token, in order; then `finish`."""
 
-    def __init__(self, modes: Iterable[tuple[Rule, Mode]], *, waivers: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, modes: Iterable[tuple[Rule, Mode]], *, waivers: tuple[str, ...] = (), turn: int = 1
+    ) -> None:
         rules = [(rule, mode is Mode.ENFORCE) for rule, mode in modes if mode is not Mode.OFF]
-        aggregates = Aggregates()
+        aggregates = Aggregates(turn)
         self._watches = [_watch(rule, enforced, aggregates) for rule, enforced in rules]
         self._prompt_feeds = aggregates.feeds(Phase.PROMPT)
+        self._tokens = aggregates.tokens
         self._response_feeds = [
             (name, feed.push()) for name, feed in aggregates.feeds(Phase.RESPONSE).items()
         ]
@@ -164,7 +166,7 @@ class Decider:
         if step.num_tokens != 1:
             raise DeciderError(f"a response step has one token, not {step.num_tokens}")
         token = self._judged
-        self._judged = token + 1
+        self._judged = self._tokens.value = token + 1
         bad = self._push(step.scores, token)
         true = [watch for watch in self._watches if watch.condition()]
         if not true and not bad:
@@ -211,10 +213,9 @@ class Decider:
     def _match(self, watch: _Watch, phase: Phase, token: int) -> Match:
         action = watch.rule.action
         mode = Mode.ENFORCE if watch.enforced else Mode.SHADOW
-        values = {
-            text: aggregate.value for text, aggregate in watch.aggregates if aggregate.value is not None
-        }
-        match = Match(watch.rule.id, action.kind, action.severity, mode, phase, token, values)
+        values = {text: number.value for text, number in watch.numbers if number.value is not None}
+        override = watch.rule.override
+        match = Match(watch.rule.id, action.kind, action.severity, mode, phase, token, values, override)
         if not watch.enforced:
             self.outcome.shadow.append(match)
             return match
@@ -272,8 +273,8 @@ class Decider:
 
 def _watch(rule: Rule, enforced: bool, aggregates: Aggregates) -> _Watch:  # noqa: FBT001
     condition = compile_condition(rule.condition, aggregates)
-    values = tuple((call.text, aggregates[call]) for call in rule.calls)
-    return _Watch(rule, enforced, condition, values)
+    numbers = tuple((quantity.text, aggregates[quantity]) for quantity in rule.quantities)
+    return _Watch(rule, enforced, condition, numbers)
 
 
 def _steering(rules: list[Rule]) -> tuple[Effect, ...]:

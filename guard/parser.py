@@ -11,13 +11,16 @@ from math import isfinite
 
 from guard.errors import ExpressionError, Flaw, did_you_mean
 from guard.expressions import (
+    SCALARS,
     And,
     Call,
     Comparison,
     Condition,
+    Exceeds,
     Not,
     Number,
     Or,
+    Scalar,
     Series,
     Test,
     Value,
@@ -25,14 +28,14 @@ from guard.expressions import (
     mirrored,
 )
 from guard.functions import FUNCTIONS
-from guard.types import Phase
+from guard.types import Scope
 
 MAX_CHARACTERS = 2_000
 MAX_DEPTH = 32
 MAX_WINDOW = 65_536
 
-SCOPES = tuple(phase.value for phase in Phase)
-_RESERVED = frozenset({"conversation", "exceeds", "tokens", "turn"})
+SCOPES = tuple(scope.value for scope in Scope)
+_NAMES = (*FUNCTIONS, "exceeds", *SCALARS)
 _OPERATORS: dict[type[ast.cmpop], str] = {
     ast.Gt: ">",
     ast.GtE: ">=",
@@ -70,6 +73,7 @@ def _foreign_character(at: int, character: str) -> Flaw:
         "#": "write comments above the rule, in YAML",
         "&": "write `and`",
         "|": "write `or`",
+        "%": "write a share: 0.001 for 0.1 %",
         "≥": "write `>=`",
         "≤": "write `<=`",
     }.get(character, "a condition has series, functions, numbers, comparisons, and/or/not and parentheses")
@@ -127,6 +131,8 @@ class _Parser:
                 return Not(self.condition(operand, depth + 1), self._at(node))
             case ast.Compare():
                 return self._comparison(node)
+            case ast.Call(func=ast.Name(id="exceeds")):
+                return self._exceeds(node)
             case ast.Constant(value=bool()):
                 raise self._flaw(
                     node, "type", "a condition has no constants", "to switch a rule off, write `mode: off`"
@@ -162,6 +168,14 @@ class _Parser:
         match node:
             case ast.Constant(value=int() | float()) | ast.UnaryOp(op=ast.USub() | ast.UAdd()):
                 return Number(self._number(node), self._at(node))
+            case ast.Call(func=ast.Name(id="exceeds")):
+                raise self._flaw(
+                    node, "type", "exceeds() is true or false where a number is needed", "write it by itself"
+                )
+            case ast.Call(func=ast.Name(id=name)) if name in SCALARS:
+                if node.args or node.keywords:
+                    raise self._flaw(node, "type", f"{name}() takes no argument", f"write {name}()")
+                return Scalar(name, self._at(node))
             case ast.Call():
                 return self._call(node)
             case ast.Attribute():
@@ -202,17 +216,31 @@ class _Parser:
                 node, "type", "a series is needed here", "write <scope>.<monitor>, for example prompt.harm"
             )
         scope, monitor = node.value.id, node.attr
-        if scope in _RESERVED:
-            raise self._flaw(
-                node, "not-yet", f"the scope '{scope}' is not supported yet", did_you_mean(scope, SCOPES)
-            )
         if scope not in SCOPES:
             raise self._flaw(node, "unknown-scope", f"unknown scope '{scope}'", did_you_mean(scope, SCOPES))
         if self._monitors is not None and monitor not in self._monitors:
             at = (node.end_col_offset or 0) - len(monitor) + self._offset
             hint = did_you_mean(monitor, self._monitors) or "no monitors are loaded"
             raise _FlawError(Flaw(at, "unknown-monitor", f"unknown monitor '{monitor}'", hint))
-        return Series(Phase(scope), monitor, self._at(node))
+        return Series(Scope(scope), monitor, self._at(node))
+
+    def _exceeds(self, node: ast.Call) -> Exceeds:
+        example = "write exceeds(prompt.harm, fpr=0.001)"
+        for keyword in node.keywords:
+            if keyword.arg != "fpr":
+                told = f"exceeds() has no option '{keyword.arg or '**'}'"
+                raise self._flaw(keyword, "unknown-option", told, did_you_mean(keyword.arg or "**", ("fpr",)))
+        if len(node.args) != 1:
+            raise self._flaw(node, "type", "exceeds() takes one series", example)
+        series = self._series(node.args[0])
+        if not node.keywords:
+            raise self._flaw(node, "budget", "exceeds() needs a false-positive budget", example)
+        rate = node.keywords[0].value
+        fpr = self._number(rate)
+        if not 0 < fpr < 1:
+            hint = "for example 0.001 for 0.1 %"
+            raise self._flaw(rate, "budget", "fpr= is a share of benign requests, between 0 and 1", hint)
+        return Exceeds(series, fpr, at=self._at(node), fpr_at=self._at(rate))
 
     def _test(self, node: ast.expr, function: str) -> Test:
         example = f"write {function}(response.x > 0.7)"
@@ -240,15 +268,11 @@ class _Parser:
 
     def _call(self, node: ast.Call) -> Call:
         if not isinstance(node.func, ast.Name):
-            raise self._flaw(
-                node, "unsupported", "only a function can be called", did_you_mean("", FUNCTIONS)
-            )
+            raise self._flaw(node, "unsupported", "only a function can be called", did_you_mean("", _NAMES))
         name = node.func.id
-        if name in _RESERVED:
-            raise self._flaw(node, "not-yet", f"{name}() is not supported yet", did_you_mean(name, FUNCTIONS))
         if name not in FUNCTIONS:
             raise self._flaw(
-                node, "unknown-function", f"unknown function '{name}'", did_you_mean(name, FUNCTIONS)
+                node, "unknown-function", f"unknown function '{name}'", did_you_mean(name, _NAMES)
             )
         function = FUNCTIONS[name]
         if len(node.args) != 1:

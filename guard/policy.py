@@ -1,8 +1,8 @@
 """A policy: the rules in force, and how they are read from a file or a folder."""
 
 import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from hashlib import sha256
@@ -11,9 +11,10 @@ from pathlib import Path
 from guard.checks import Checker
 from guard.decider import Decider
 from guard.errors import PolicyError, Problem
+from guard.expressions import Exceeds, bound, budgets
 from guard.rules import Rule, Waiver
 from guard.schema import LOG_CONTENTS, CaseSpec, Document, Log, PolicyDocument, seconds
-from guard.types import Mode, MonitorInfo, Phase, Subject
+from guard.types import Mode, MonitorInfo, Phase, Subject, VectorInfo
 from guard.validate import read_document
 from guard.yaml_source import Source, read_source, source_from_text
 
@@ -24,8 +25,10 @@ class Policy:
 
     name: str
     version: str
-    digest: str  # sha256 of the documents as canonical JSON
-    rules: tuple[Rule, ...]
+    digest: (
+        str  # sha256 of the documents, and of the thresholds that their budgets stand for, as canonical JSON
+    )
+    rules: tuple[Rule, ...]  # in the order in which they win, where their actions are equally severe
     waivers: tuple[Waiver, ...]
     tests: tuple[CaseSpec, ...]
     documents: tuple[Document, ...]
@@ -76,7 +79,12 @@ class Policy:
                     mode = waiver.mode
                     used.append(waiver.id)
             modes.append((rule, mode))
-        return Decider(modes, waivers=tuple(dict.fromkeys(used)))
+        return Decider(modes, waivers=tuple(dict.fromkeys(used)), turn=subject.turn)
+
+    def with_thresholds(self, threshold_of: Callable[[Exceeds], float | None]) -> "Policy":
+        """The same policy with other thresholds for its budgets; None leaves one as it is."""
+        rules = tuple(replace(rule, condition=bound(rule.condition, threshold_of)) for rule in self.rules)
+        return replace(self, rules=rules)
 
 
 _WEAKNESS = {Mode.ENFORCE: 0, Mode.SHADOW: 1, Mode.OFF: 2}
@@ -86,11 +94,13 @@ def load_policy(
     path: Path | str,
     *,
     monitors: Mapping[str, MonitorInfo] | None = None,
-    vectors: Collection[str] | None = None,
+    vectors: Mapping[str, VectorInfo] | None = None,
+    max_response_tokens: int | None = None,
 ) -> Policy:
     """Read a file, or all *.yaml of a folder as one policy. Raises PolicyError with every problem.
 
-    `monitors` and `vectors` are what the server has loaded; None: their names are not checked.
+    `monitors` and `vectors` are what the server has loaded, and `max_response_tokens` how long its responses can get.
+    None: what needs to know is not checked, and a budget of a monitor has no threshold.
     """
     path = Path(path)
     files = sorted(f for f in path.iterdir() if f.suffix in {".yaml", ".yml"}) if path.is_dir() else [path]
@@ -104,7 +114,7 @@ def load_policy(
             sources.append(read_source(file))
         except PolicyError as error:
             problems += error.problems
-    return _policy(sources, problems, path.name, monitors, vectors)
+    return _policy(sources, problems, path.name, Checker(monitors, vectors, max_response_tokens))
 
 
 def policy_from_text(
@@ -112,26 +122,21 @@ def policy_from_text(
     *,
     file: str = "policy.yaml",
     monitors: Mapping[str, MonitorInfo] | None = None,
-    vectors: Collection[str] | None = None,
+    vectors: Mapping[str, VectorInfo] | None = None,
+    max_response_tokens: int | None = None,
 ) -> Policy:
     """The same from text at hand. Raises PolicyError."""
-    return _policy([source_from_text(text, file)], [], file, monitors, vectors)
+    checker = Checker(monitors, vectors, max_response_tokens)
+    return _policy([source_from_text(text, file)], [], file, checker)
 
 
-def _policy(
-    sources: list[Source],
-    problems: list[Problem],
-    name: str,
-    monitors: Mapping[str, MonitorInfo] | None,
-    vectors: Collection[str] | None,
-) -> Policy:
+def _policy(sources: list[Source], problems: list[Problem], name: str, checker: Checker) -> Policy:
     read: list[tuple[Source, Document]] = []
     for source in sources:
         try:
             read.append((source, read_document(source)))
         except PolicyError as error:
             problems += error.problems
-    checker = Checker(monitors, vectors)
     for source, document in read:
         checker.add(source, document)
     problems += checker.finish(complete=not problems)
@@ -142,8 +147,8 @@ def _policy(
     return Policy(
         name=policies[0].metadata.name if len(policies) == 1 else name,
         version="+".join(dict.fromkeys(document.metadata.version for document in policies)),
-        digest=_digest([source.root.plain() for source, _ in read]),
-        rules=tuple(checker.rules),
+        digest=_digest([source.root.plain() for source, _ in read], checker.rules),
+        rules=checker.rules,
         waivers=tuple(checker.waivers),
         tests=tuple(test for document in documents for test in document.tests),
         documents=documents,
@@ -152,8 +157,10 @@ def _policy(
     )
 
 
-def _digest(documents: list[object]) -> str:
+def _digest(documents: list[object], rules: tuple[Rule, ...]) -> str:
+    found = {budget for rule in rules for budget in budgets(rule.condition) if budget.threshold is not None}
+    thresholds = [{str(budget): budget.threshold} for budget in sorted(found, key=str)]
     canonical = json.dumps(
-        documents, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        documents + thresholds, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
     return sha256(canonical.encode()).hexdigest()

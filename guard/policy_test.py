@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
+from guard.expressions import budgets
 from guard.policy import Policy
 from guard.replay import replay
 from guard.schema import CaseSpec, Given
@@ -58,7 +59,7 @@ def run_tests(policy: Policy) -> Report:
     fired: set[str] = set()
     for case in policy.tests:
         outcome = case_outcome(policy, case)
-        results.append(_judge(case, outcome))
+        results.append(_judge(case, outcome, _unknown_budgets(policy, case)))
         fired.update(match.rule for match in (*outcome.matches, *outcome.shadow))
     uncovered = tuple(r.id for r in policy.rules if r.mode is not Mode.OFF and r.id not in fired)
     return Report(tuple(results), uncovered)
@@ -73,15 +74,31 @@ def case_outcome(policy: Policy, case: CaseSpec) -> Outcome:
         endpoint=given.endpoint,
         key_id=given.key_id,
         metadata=given.metadata,
+        turn=given.turn,
     )
     return replay(
-        policy,
+        _under(policy, given),
         subject,
         _series(policy, given, Phase.PROMPT),
         _series(policy, given, Phase.RESPONSE),
         given.now or DEFAULT_NOW,
         rollout_bucket=given.rollout_bucket,
     )
+
+
+def _under(policy: Policy, given: Given) -> Policy:
+    """The policy with the thresholds that a test gives: they take the place of calibrated ones."""
+    if not given.thresholds:
+        return policy
+    return policy.with_thresholds(lambda budget: given.threshold(budget.series.monitor, budget.fpr))
+
+
+def _unknown_budgets(policy: Policy, case: CaseSpec) -> tuple[str, ...]:
+    """What a test cannot have shown: `exceeds` of the monitors that it plays, where no threshold is known."""
+    played = {*case.given.prompt, *case.given.response}
+    asked = (budget for rule in _under(policy, case.given).rules for budget in budgets(rule.condition))
+    told = [str(b) for b in dict.fromkeys(asked) if b.threshold is None and b.series.monitor in played]
+    return tuple(f"note: {text} is unknown here: no calibration is loaded; give thresholds" for text in told)
 
 
 def _series(policy: Policy, given: Given, phase: Phase) -> dict[str, tuple[Score, ...]]:
@@ -92,7 +109,7 @@ def _series(policy: Policy, given: Given, phase: Phase) -> dict[str, tuple[Score
     return {**silent, **told}
 
 
-def _judge(case: CaseSpec, outcome: Outcome) -> CaseResult:
+def _judge(case: CaseSpec, outcome: Outcome, notes: tuple[str, ...]) -> CaseResult:
     expected = {part: _text(value) for part, value in case.expect if value is not None}
     happened = {
         "action": outcome.verdict,
@@ -109,7 +126,9 @@ def _judge(case: CaseSpec, outcome: Outcome) -> CaseResult:
     status = Status.FAILED if differences else Status.PASSED
     if case.known_miss:
         status = Status.KNOWN_MISS if differences else Status.FIXED
-    return CaseResult(case.name, status, _told(expected), _told(happened), differences)
+    return CaseResult(
+        case.name, status, _told(expected), _told(happened), (*differences, *(notes if differences else ()))
+    )
 
 
 def _text(value: object) -> str:

@@ -6,9 +6,9 @@ from functools import cached_property
 from typing import Literal
 
 from guard.actions.base import Action
-from guard.expressions import Call, Condition, calls
+from guard.expressions import Condition, Quantity, Scalar, calls, quantities
 from guard.scope import Match, Rollout, any_glob
-from guard.types import Mode, OnError, Phase, Subject
+from guard.types import Gate, Mode, OnError, Phase, Subject
 
 RuleSeverity = Literal["low", "medium", "high", "critical"]
 
@@ -29,20 +29,25 @@ class Rule:
     on_error: OnError
     rollout: Rollout | None
     holdback: int  # of its file
+    precedence: int  # of its file
+    override: str  # why it may act without what an action needs; empty: no reason is written
+    overridden: tuple[Gate, ...]  # what it needs, has not, and goes without by its override
     file: str
 
     @cached_property
-    def calls(self) -> tuple[Call, ...]:
-        return calls(self.condition)
+    def quantities(self) -> tuple[Quantity, ...]:
+        return quantities(self.condition)
 
     @cached_property
     def reads(self) -> frozenset[tuple[Phase, str]]:
-        """The series that its condition needs."""
-        return frozenset((call.series.scope, call.series.monitor) for call in self.calls)
+        """The scores that its condition needs; those of a conversation are the prompt's and the response's."""
+        series = [call.series for call in calls(self.condition)]
+        return frozenset((phase, s.monitor) for s in series for phase in s.scope.phases)
 
     @cached_property
     def reads_response(self) -> bool:
-        return any(phase is Phase.RESPONSE for phase, _ in self.reads)
+        """Whether a response token can change its verdict: it reads their scores, or counts them."""
+        return Scalar("tokens") in self.quantities or any(phase is Phase.RESPONSE for phase, _ in self.reads)
 
     def mode_for(self, subject: Subject, rollout_bucket: float | None) -> Mode:
         """The mode in which the rule runs for a subject, before exceptions."""

@@ -2,6 +2,7 @@
 
 import re
 from datetime import datetime
+from math import isclose
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
@@ -62,6 +63,23 @@ def _series(text: str) -> str:
     return text
 
 
+ANY_RATE = "any"
+
+
+def _by_rate(value: Any) -> Any:
+    """A number is for every budget; a mapping has one for each rate."""
+    by_rate = value if isinstance(value, dict) else {ANY_RATE: value}
+    for rate, threshold in by_rate.items():
+        if type(threshold) not in {int, float}:
+            raise ValueError("write a threshold, as 0.9, or one for each rate, as {0.01: 0.7, 0.001: 0.9}")
+        if rate != ANY_RATE and not re.fullmatch(r"0?\.\d+|\d(\.\d+)?[eE]-\d+", rate):
+            raise ValueError(f"'{rate}' is no false-positive rate; write for example 0.001")
+    return by_rate
+
+
+ThresholdsByRate = Annotated[
+    dict[str, float], BeforeValidator(_by_rate, json_schema_input_type=float | dict[str, float])
+]
 SeriesText = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_series)]
 
 
@@ -71,6 +89,11 @@ class Metadata(Strict):
     owner: str = ""
     description: str = ""
     maturity: Literal["sandbox", "incubating", "stable"] = "stable"
+
+
+class PolicyMetadata(Metadata):
+    precedence: int = 0
+    """Of two rules whose actions are equally severe, that of the higher precedence wins; then the order of the files."""
 
 
 class Log(Strict):
@@ -140,6 +163,9 @@ class Given(Strict):
     endpoint: str = "chat"
     key_id: str = ""
     metadata: dict[str, str] = Field(default_factory=dict)
+    turn: Annotated[int, Field(ge=0)] = 1
+    thresholds: dict[str, ThresholdsByRate] = Field(default_factory=dict)
+    """By monitor: what `exceeds` compares with, calibrated or not."""
     now: Time | None = None
     rollout_bucket: Annotated[float, Field(ge=0, lt=100)] | None = None
     prompt: dict[str, SeriesText] = Field(default_factory=dict)
@@ -153,6 +179,12 @@ class Given(Strict):
                 told = ", ".join(f"{name} has {n}" for name, n in lengths.items())
                 raise ValueError(f"the {phase} series differ in length: {told} tokens")
         return self
+
+    def threshold(self, monitor: str, fpr: float) -> float | None:
+        """What the test gives for a budget."""
+        by_rate = self.thresholds.get(monitor, {})
+        found = (x for rate, x in by_rate.items() if rate != ANY_RATE and isclose(float(rate), fpr))
+        return next(found, by_rate.get(ANY_RATE))
 
 
 class Expect(Strict):
@@ -193,7 +225,7 @@ class PolicyDocument(Strict):
     KIND: ClassVar[str] = "Policy"
     apiVersion: Literal["interlock/v1"]  # noqa: N815  (the file's spelling)
     kind: Literal["Policy"]
-    metadata: Metadata
+    metadata: PolicyMetadata
     defaults: Defaults = Defaults()
     rules: tuple[RuleSpec, ...] = ()
     tests: tuple[CaseSpec, ...] = ()

@@ -37,6 +37,25 @@ class Match(Strict):
             )
         )
 
+    @property
+    def nobody(self) -> str:
+        """Why no subject can fit; empty if some may."""
+        lists = {"models": self.models, "tenants": self.tenants, "endpoints": self.endpoints}
+        lists |= {f"metadata.{key}": globs for key, globs in self.metadata.items()}
+        for name, globs in lists.items():
+            if not globs:
+                return f"{name} is empty"
+        if all(_excludes(self.not_tenants, glob) for glob in self.tenants):
+            return "not_tenants takes back all of tenants"
+        return ""
+
+
+def _excludes(globs: Globs, tenants: str) -> bool:
+    """Whether everything that one glob fits is fitted by others: certain cases only."""
+    if "*" in globs or tenants in globs:
+        return True
+    return not set("*?[") & set(tenants) and any_glob(globs, tenants)
+
 
 class Rollout(Strict):
     """Enforce a rule for a part of the traffic; the rest runs it in shadow."""

@@ -17,6 +17,26 @@ class Phase(StrEnum):
     RESPONSE = "response"
 
 
+class Scope(StrEnum):
+    """Which tokens a series runs over. A conversation is the prompt followed by the response, as one series."""
+
+    PROMPT = "prompt"
+    RESPONSE = "response"
+    CONVERSATION = "conversation"
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return tuple(Phase) if self is Scope.CONVERSATION else (Phase(self.value),)
+
+
+class Gate(StrEnum):
+    """What an enforced action needs. A rule goes without only by an `override` with its reason."""
+
+    MATURITY = "maturity"  # to block: a stable policy
+    CALIBRATION = "calibration"  # to block or replace: monitors with a certified false-positive budget
+    CAUSALITY = "causality"  # to steer: a causal test of the vector that allows it
+
+
 class Mode(StrEnum):
     """What a rule's match does: act, be recorded only, or nothing (the rule is not evaluated)."""
 
@@ -126,7 +146,8 @@ class Match:
     mode: Mode
     phase: Phase
     token: int  # index within its phase
-    values: Mapping[str, float]  # the condition's aggregates at that token, by their text
+    values: Mapping[str, float]  # the condition's numbers at that token, by their text
+    override: str = ""  # why the rule may do what it otherwise may not; empty: it needs no reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,15 +202,38 @@ class Subject:
     key_id: str = ""
     request_id: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    turn: int = 1  # user messages in the request, the present one included
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A calibrated threshold: at most a share `fpr` of benign requests has a score above it anywhere in the scope."""
+
+    scope: Scope
+    fpr: float
+    threshold: float
+    certified: bool
 
 
 @dataclass(frozen=True, slots=True)
 class MonitorInfo:
-    """What a policy may know of a loaded monitor: its name and the range of its score. None: unbounded."""
+    """What a policy may know of a loaded monitor: its name, the range of its score and its calibration."""
 
     name: str
-    low: float | None = None
+    low: float | None = None  # None: unbounded
     high: float | None = None
+    budgets: tuple[Budget, ...] = ()  # empty: not calibrated
+    num_benign: int = 0  # requests that the budgets were calibrated on
+    confidence: float = 0.95  # that a certified budget is kept
+
+
+@dataclass(frozen=True, slots=True)
+class VectorInfo:
+    """What a policy may know of a loaded steering vector."""
+
+    name: str
+    steerable: bool | None = None  # whether its causal test allows steering with it; None: not tested
+    verdict: str = ""  # of that test, in a word
 
 
 JsonObject = dict[str, Any]

@@ -149,7 +149,7 @@ class Link(StrEnum):
 class Threshold:
     """The score whose exceedance, anywhere in a request's phase, has at most this false-positive rate."""
 
-    phase: Literal["prompt", "response"]
+    phase: Literal["prompt", "response", "conversation"]  # conversation: in either
     fpr: float
     value: float
     certified: bool  # enough benign requests to bound the rate at the calibration's confidence
@@ -163,6 +163,13 @@ class Calibration:
     confidence: float
     thresholds: tuple[Threshold, ...]
     data_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence is {self.confidence}, must be between 0 and 1")
+        for threshold in self.thresholds:
+            if not 0 < threshold.fpr < 1:
+                raise ValueError(f"fpr is {threshold.fpr}, must be between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True)

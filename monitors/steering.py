@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Self
 
 import torch
@@ -67,6 +68,20 @@ OPERATIONS: Mapping[str, Operation] = {
 }
 
 
+class CausalVerdict(StrEnum):
+    """What a causal test found (reference: science, 4.2)."""
+
+    INVALID = "invalid"  # it does not even read the concept
+    READOUT = "readout"  # it reads the concept and does not move behaviour
+    WRITE_HANDLE = "write-handle"  # writing it is sufficient for the behaviour
+    NECESSARY = "necessary"  # removing it removes the behaviour
+    CAUSAL = "causal"  # both
+
+
+_REMOVING = frozenset({"ablate"})
+"""Operations that take a direction away. All others write it."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SteeringVector:
     """A named edit of the residual stream at one or more hook points."""
@@ -77,6 +92,7 @@ class SteeringVector:
     max_norm_ratio: float = MAX_NORM_RATIO  # at each hook point: ||dx|| <= max_norm_ratio * ||x||
     gap: float | None = None  # distance of the class means along the direction, to read a strength against
     version: str = "0"
+    verdict: CausalVerdict | None = None  # None: not tested
 
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS:
@@ -103,6 +119,14 @@ class SteeringVector:
             raise ValueError(
                 f"steering vector {self.name!r}: {self.operation} needs the feature's encoder row"
             )
+
+    @property
+    def steerable(self) -> bool | None:
+        """Whether the causal test allows steering with this operation. None: not tested."""
+        if self.verdict is None:
+            return None
+        one_way = CausalVerdict.NECESSARY if self.operation in _REMOVING else CausalVerdict.WRITE_HANDLE
+        return self.verdict in {CausalVerdict.CAUSAL, one_way}
 
     def to(self, device: torch.device) -> Self:
         return replace(self, directions=tuple(direction.to(device) for direction in self.directions))

@@ -53,7 +53,8 @@ class Admission:
             body.sampling(max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=None, choice=choice)
             for choice in range(n)
         ]
-        return self._admit("chat", body, request_id, [(prompt, sampling) for sampling in samplings])
+        turn = sum(message.role == "user" for message in body.messages)
+        return self._admit("chat", body, request_id, [(prompt, sampling) for sampling in samplings], turn)
 
     async def completions(self, body: CompletionRequest, request_id: str) -> Admitted:
         """Raises ApiError."""
@@ -102,6 +103,7 @@ class Admission:
         body: GenerationRequest,
         request_id: str,
         jobs: Sequence[tuple[list[int], SamplingParams]],
+        turn: int = 1,
     ) -> Admitted:
         for prompt, sampling in jobs:
             self._check_length(
@@ -114,6 +116,7 @@ class Admission:
             endpoint=endpoint,
             request_id=request_id,
             metadata=dict(body.metadata or {}),
+            turn=turn,
         )
         decision_id = secrets.token_hex(12)
         choices = tuple(

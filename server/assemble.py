@@ -11,10 +11,11 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from guard.policy import Policy
-from guard.types import MonitorInfo
+from guard.types import Budget, MonitorInfo, Scope, VectorInfo
 from monitors.artifacts import MonitorSet, load_folder
 from monitors.base import Link, Monitor
 from monitors.selfcheck import check_hooks
+from monitors.steering import SteeringVector
 from server.audit import AuditLog
 from server.config import ServerConfig
 from server.engines.transformers.engine import EngineSettings, TransformersEngine
@@ -41,7 +42,6 @@ def assemble(config: ServerConfig) -> Service:
     check = check_hooks(loaded.model, loaded.blocks, _check_tokens(loaded))
     _log.info("hook points checked", layers=check.num_layers, last_layer=check.last_layer)
     monitors = load_monitors(config.monitors, loaded)
-    policies = PolicyStore(config.policy, describe_monitors(monitors.monitors), list(monitors.vectors))
     settings = EngineSettings(
         max_batch=config.max_batch,
         max_context=config.max_context,
@@ -50,6 +50,12 @@ def assemble(config: ServerConfig) -> Service:
         prefix_cache_tokens=config.prefix_cache_tokens,
     )
     engine = TransformersEngine(loaded, monitors, settings)
+    policies = PolicyStore(
+        config.policy,
+        describe_monitors(monitors.monitors),
+        describe_vectors(monitors.vectors.values()),
+        engine.info.max_context,
+    )
     metrics = create_metrics(engine.info.model_id, policies.current)
     metrics.model_info.labels(engine.info.model_id, engine.info.dtype, engine.info.fingerprint[:12]).set(1)
     metrics.watch_load(engine.load)
@@ -79,9 +85,24 @@ def load_monitors(folder: Path | None, loaded: LoadedModel) -> MonitorSet:
 
 
 def describe_monitors(monitors: Iterable[Monitor]) -> dict[str, MonitorInfo]:
-    """What the policy checks may know: names and ranges."""
-    ranges = {Link.SIGMOID: (0.0, 1.0), Link.IDENTITY: (None, None)}
-    return {monitor.name: MonitorInfo(monitor.name, *ranges[monitor.link]) for monitor in monitors}
+    """What the policy checks may know: names, ranges and calibrations."""
+    return {monitor.name: _describe(monitor) for monitor in monitors}
+
+
+def _describe(monitor: Monitor) -> MonitorInfo:
+    low, high = (0.0, 1.0) if monitor.link is Link.SIGMOID else (None, None)
+    calibration = monitor.calibration
+    if calibration is None:
+        return MonitorInfo(monitor.name, low, high)
+    budgets = tuple(Budget(Scope(t.phase), t.fpr, t.value, t.certified) for t in calibration.thresholds)
+    return MonitorInfo(monitor.name, low, high, budgets, calibration.num_requests, calibration.confidence)
+
+
+def describe_vectors(vectors: Iterable[SteeringVector]) -> dict[str, VectorInfo]:
+    """What the policy checks may know: names, and what the causal test allows."""
+    return {
+        vector.name: VectorInfo(vector.name, vector.steerable, vector.verdict or "") for vector in vectors
+    }
 
 
 def create_metrics(model_id: str, policy: Policy) -> Metrics:

@@ -96,6 +96,12 @@ class Metrics:
         self.rule_matches = counter(
             "rule_matches_total", "Rules that matched, once per choice.", "rule", "action", "mode"
         )
+        self.rule_overrides = gauge(
+            "rule_overrides",
+            "1 for each gate that an enforced rule does not pass and goes without by its written override.",
+            "rule",
+            "gate",
+        )
         self.decisions = counter(
             "decisions_total", "Choices by the action taken and the phase that led to it.", "action", "phase"
         )
@@ -172,6 +178,10 @@ class Metrics:
         for rule in policy.rules:
             for mode in (Mode.ENFORCE, Mode.SHADOW):
                 self.rule_matches.labels(rule.id, rule.action.kind, mode)
+        self.rule_overrides.clear()
+        for rule in policy.rules:
+            for gate in rule.overridden:
+                self.rule_overrides.labels(rule.id, gate).set(1)
         for name in sorted({name for _, name in policy.monitors}):
             self.monitor_tokens.labels(name)
             for reason in ("missing", "nan"):

@@ -12,7 +12,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from monitors.base import Calibration, Evidence, Link
-from monitors.steering import MAX_NORM_RATIO
+from monitors.steering import MAX_NORM_RATIO, CausalVerdict
 
 MONITOR_FILE, VECTOR_FILE, WEIGHTS_FILE = "monitor.json", "vector.json", "weights.safetensors"
 
@@ -88,6 +88,10 @@ class MonitorFile(ArtifactFile):
     evidence: Evidence | None = None
 
 
+class VectorEvidenceFile(_File):
+    verdict: CausalVerdict | None = None
+
+
 class VectorFile(ArtifactFile):
     """vector.json."""
 
@@ -95,6 +99,7 @@ class VectorFile(ArtifactFile):
     operation: str
     max_norm_ratio: float = Field(default=MAX_NORM_RATIO, gt=0)
     gap: float | None = None
+    evidence: VectorEvidenceFile | None = None
 
 
 _ArtifactFile = TypeVar("_ArtifactFile", bound=ArtifactFile)

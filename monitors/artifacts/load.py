@@ -119,7 +119,13 @@ class _Reader:
         try:
             directions = self._directions(folder, file, hook_points)
             return SteeringVector(
-                file.name, file.operation, directions, file.max_norm_ratio, file.gap, file.version
+                file.name,
+                file.operation,
+                directions,
+                file.max_norm_ratio,
+                file.gap,
+                file.version,
+                verdict=file.evidence.verdict if file.evidence else None,
             )
         except ValueError as error:
             raise ArtifactError(f"{path}: {error}") from error

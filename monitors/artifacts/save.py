@@ -20,6 +20,7 @@ from monitors.artifacts.files import (
     MonitorFile,
     SaeReference,
     TokenScopeFile,
+    VectorEvidenceFile,
     VectorFile,
     hash_files,
     inside,
@@ -83,6 +84,7 @@ def save_vector(
         sae=sae,
         max_norm_ratio=vector.max_norm_ratio,
         gap=vector.gap,
+        evidence=VectorEvidenceFile(verdict=vector.verdict) if vector.verdict else None,
     )
     _save_json(folder / VECTOR_FILE, file)
 

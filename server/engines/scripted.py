@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guard.types import Phase
 from monitors.artifacts import MonitorSet
-from monitors.base import Column, Monitor
+from monitors.base import Calibration, Column, Monitor, Threshold
 from monitors.types import HookPoint
 from server.engines.base import (
     EngineDead,
@@ -65,6 +65,18 @@ class _PlayedScore:
         return cls()
 
 
+REHEARSAL = Calibration(
+    num_requests=3_000,
+    confidence=0.95,
+    thresholds=tuple(
+        Threshold(phase, fpr, value, certified=True)
+        for phase in ("prompt", "response", "conversation")
+        for fpr, value in ((0.01, 0.5), (0.001, 0.9))
+    ),
+)
+"""Of played monitors, so that a rehearsed rule may act. It says nothing about any real one."""
+
+
 class ScriptedEngine:
     """Plays `script_for(request)`. The columns of its values are `monitor_names`, in that order."""
 
@@ -75,13 +87,16 @@ class ScriptedEngine:
         *,
         vectors: Sequence[str] = (),
         max_context: int = 100_000,
+        calibration: Calibration | None = REHEARSAL,
     ) -> None:
         self.info = EngineInfo(
             "scripted", max_context, max_batch=1_000, dtype="none", device="none", fingerprint="scripted"
         )
         self.steered: list[tuple[str, SteerCommand]] = []  # what it was asked for, in order
         self._script_for = script_for
-        self.monitors = tuple(Monitor(name, _PlayedScore()) for name in monitor_names)
+        self.monitors = tuple(
+            Monitor(name, _PlayedScore(), calibration=calibration) for name in monitor_names
+        )
         self._vectors = frozenset(vectors)
         self._aborted: set[str] = set()
         self._running: dict[str, int] = {}  # request id -> tokens held

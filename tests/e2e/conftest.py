@@ -15,6 +15,7 @@ import orjson
 import pytest
 import uvicorn
 
+from guard.types import VectorInfo
 from server.app import create_app
 from server.assemble import create_metrics, describe_monitors, open_audit
 from server.engines.base import Engine, EngineRequest
@@ -116,7 +117,8 @@ def make_service(
 ) -> Service:
     policy_path = audit_path.with_suffix(".yaml")
     policy_path.write_text(policy)
-    policies = PolicyStore(policy_path, describe_monitors(engine.monitors), vectors)
+    tested = {name: VectorInfo(name, steerable=True, verdict="causal") for name in vectors}
+    policies = PolicyStore(policy_path, describe_monitors(engine.monitors), tested)
     metrics = create_metrics(engine.info.model_id, policies.current)
     metrics.watch_load(engine.load)
     return Service(

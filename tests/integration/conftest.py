@@ -1,6 +1,7 @@
 """Tiny engines with monitors on every layer, and the plain forward passes to compare them with."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from monitors.direction import Cosine
 from monitors.linear import Linear
 from monitors.steering import Direction, SteeringVector
 from monitors.types import HookKind, HookPoint
+from server.engines.scripted import REHEARSAL
 from server.engines.transformers.engine import EngineSettings, TransformersEngine
 from server.engines.transformers.model import LoadedModel, prepare
 from tests.tiny_models import TINY
@@ -62,7 +64,8 @@ def monitors_for(loaded: LoadedModel) -> MonitorSet:
     cosine = Monitor("cosine", Cosine(points[1], random(d)), AggregatorSpec("max"))
     push = SteeringVector("push", "add", (Direction(points[1], random(d)),), max_norm_ratio=1e6)
     erase = SteeringVector("erase", "ablate", (Direction(points[0], random(d)),), max_norm_ratio=1e6)
-    return MonitorSet((*probes, across, at_input, cosine), {"push": push, "erase": erase})
+    probes = [replace(probe, calibration=REHEARSAL) for probe in (*probes, across, at_input, cosine)]
+    return MonitorSet(tuple(probes), {"push": push, "erase": erase})
 
 
 @pytest.fixture

@@ -103,6 +103,92 @@ def test_a_rule_over_both_phases():
     assert d.outcome.token == 1
 
 
+# --- the conversation, and numbers that need no monitor
+
+
+def test_a_conversation_goes_on_from_the_prompt_over_the_response():
+    d = decider("count(conversation.a > 0.5, window=4) >= 3 -> block: {}")
+    assert d.monitors == {(Phase.PROMPT, "a"), (Phase.RESPONSE, "a")}
+    assert prompt(d, a=[0.9, 0.1, 0.9, 0.9]).effects == BLOCK
+    d = decider("count(conversation.a > 0.5, window=4) >= 3 -> block: {}")
+    assert prompt(d, a=[0.9, 0.9, 0.1, 0.1]).effects == (Hold(),)
+    assert [respond(d, a=s).effects for s in (0.9, 0.9)] == [(Emit(1),), (Emit(2),)]
+    assert respond(d, a=0.9).effects == BLOCK
+    assert (d.outcome.phase, d.outcome.token) == (Phase.RESPONSE, 2)
+
+
+def test_prompt_response_and_conversation_are_three_series():
+    d = decider(
+        "count(prompt.a > 0.5) >= 2 -> log: {}",
+        "count(response.a > 0.5) >= 2 -> log: {}",
+        "count(conversation.a > 0.5) >= 2 -> log: {}",
+    )
+    prompt(d, a=[0.9])
+    assert [[m.rule for m in respond(d, a=0.9).matches] for _ in range(2)] == [["r2"], ["r1"]]
+
+
+def test_a_conversation_holds_text_back_and_fails_in_either_phase():
+    when = "max(conversation.a) > 0.5 -> block: {}"
+    d = decider(when, holdback=2)
+    prompt(d, a=[0.1])
+    assert [respond(d, a=0.1).effects for _ in range(3)] == [(Hold(),), (Hold(),), (Emit(1),)]
+    assert prompt(decider(when), a=[NAN]).effects == UNAVAILABLE
+    assert respond(started(when), a=NAN).effects == UNAVAILABLE
+    opened = decider(when, on_error="open")
+    prompt(opened, a=[NAN])  # it could not see all of it, so it is not judged
+    assert respond(opened, a=0.9).effects == (Emit(1),)
+
+
+functions = st.sampled_from(
+    [
+        "max(conversation.a{w}) > 0.7",
+        "mean(conversation.a{w}) > 0.5",
+        "ema(conversation.a, window=3) > 0.6",
+        "run(conversation.a > 0.5{w}) >= 3",
+        "frac(conversation.a > 0.5{w}) > 0.6",
+    ]
+)
+
+
+@given(functions, st.integers(3, 6), st.lists(st.floats(0, 1, width=16), max_size=12), st.data())
+def test_a_conversation_is_decided_as_one_series_would_be(when, window, scores, data):
+    """From the end of the prompt on, its verdict is that of a response with the same scores."""
+    when = when.format(w=f", window={window}")
+    split = data.draw(st.integers(0, len(scores)))
+    d = decider(f"{when} -> log: {{}}")
+    matches = [*prompt(d, a=scores[:split]).matches]
+    for score in scores[split:]:
+        matches += respond(d, a=score).matches
+    plain = decider(f"{when.replace('conversation', 'response')} -> steer: {{vector: v, strength: 1.0}}")
+    prompt(plain)
+    told = [any(isinstance(e, Steer) for e in respond(plain, a=score).effects) for score in scores]
+    first = next((i for i, true in enumerate(told, start=1) if true and i >= max(split, 1)), None)
+    found = [m.token + 1 + (split if m.phase is Phase.RESPONSE else 0) for m in matches]
+    assert found == ([] if first is None else [first])
+
+
+def test_tokens_counts_those_of_the_response_that_were_judged():
+    d = decider("tokens() >= 3 -> block: {}", "tokens() == 0 -> log: {}")
+    assert [m.rule for m in prompt(d, a=[0.1] * 9).matches] == ["r1"]
+    assert [respond(d).effects for _ in range(3)] == [(Emit(1),), (Emit(2),), BLOCK]
+    assert d.outcome.matches[-1].values == {"tokens()": 3}
+    assert d.monitors == frozenset()
+
+
+def test_a_prompt_rule_that_counts_tokens_is_decided_at_each():
+    d = decider("max(prompt.a) > 0.5 and tokens() >= 2 -> block: {}")
+    assert prompt(d, a=[0.9]).effects == (Hold(),)
+    assert [respond(d).effects for _ in range(2)] == [(Emit(1),), BLOCK]
+
+
+@pytest.mark.parametrize(("turn", "matched"), [(1, False), (3, False), (4, True)])
+def test_turn_is_that_of_the_subject(turn, matched):
+    d = policy("turn() > 3 -> log: {}").decider(Subject(turn=turn), now=NOW)
+    prompt(d)
+    assert bool(d.outcome.matches) is matched
+    assert respond(d).matches == ()  # decided once
+
+
 # --- severity
 
 

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guard.errors import ExpressionError
-from guard.expressions import calls
+from guard.expressions import quantities
 from guard.parser import MAX_CHARACTERS, parse
 
 
@@ -25,10 +25,17 @@ from guard.parser import MAX_CHARACTERS, parse
         ("max(response.a) > max(prompt.a)", ["max(response.a)", "max(prompt.a)"]),
         ("max(prompt.a) > -1e-3", ["max(prompt.a)"]),
         ("mean(prompt.x, window=3, min=3) > 1", ["mean(prompt.x, window=3)"]),
+        ("count(conversation.x > .5) > 3", ["count(conversation.x > 0.5)"]),
+        ("turn() > 3 and 1 < tokens() < 9", ["turn()", "tokens()"]),
+        ("tokens() > max(prompt.x)", ["tokens()", "max(prompt.x)"]),
+        (
+            "exceeds(prompt.x, fpr=0.001) or not exceeds(response.x, fpr=1e-2)",
+            ["max(prompt.x)", "max(response.x)"],
+        ),
     ],
 )
 def test_accepts_and_spells_canonically(text, texts):
-    assert [call.text for call in calls(parse(text))] == texts
+    assert [quantity.text for quantity in quantities(parse(text))] == texts
 
 
 @pytest.mark.parametrize(
@@ -61,10 +68,25 @@ def test_accepts_and_spells_canonically(text, texts):
         ("max(prompt.harm) > 1j", 19, "unsupported", ""),
         ("max(prompt.harm) in (1, 2)", 20, "unsupported", ""),
         ("max(prompt.harm) > 1 if 1 else 2", 0, "unsupported", ""),
-        ("exceeds(prompt.harm, fpr=0.001)", 0, "not-yet", "not supported yet"),
-        ("max(conversation.harm) > 1", 4, "not-yet", "not supported yet"),
-        ("tokens() > 5", 0, "not-yet", "not supported yet"),
-        ("turn() > 5", 0, "not-yet", "not supported yet"),
+        ("exceeds(prompt.harm)", 0, "budget", "fpr=0.001"),
+        ("exceeds(fpr=0.1)", 0, "type", "one series"),
+        ("exceeds(prompt.harm, 0.001)", 0, "type", "one series"),
+        ("exceeds(prompt.harm, fpr=0)", 25, "budget", "between 0 and 1"),
+        ("exceeds(prompt.harm, fpr=1)", 25, "budget", "between 0 and 1"),
+        ("exceeds(prompt.harm, fpr=-1)", 25, "budget", "between 0 and 1"),
+        ("exceeds(prompt.harm, fpr=max(prompt.harm))", 25, "type", "number"),
+        ("exceeds(prompt.harm, fpr=0.1, window=3)", 30, "unknown-option", "known: fpr"),
+        ("exceeds(prompt.harm, **x)", 21, "unsupported", ""),
+        ("exceeds(prompt.harm > 1, fpr=0.1)", 8, "type", "series"),
+        ("exceeds(prompt.harn, fpr=0.1)", 15, "unknown-monitor", "did you mean 'harm'"),
+        ("exceeds(prompt.harm, fpr=0.1) > 0.5", 0, "type", "by itself"),
+        ("exceds(prompt.harm, fpr=0.1)", 0, "unknown-function", "did you mean 'exceeds'"),
+        ("max(conversaton.harm) > 1", 4, "unknown-scope", "did you mean 'conversation'"),
+        ("tokens(prompt.harm) > 5", 0, "type", "write tokens()"),
+        ("turn", 0, "unknown-name", ""),
+        ("turns() > 1", 0, "unknown-function", "did you mean 'turn'"),
+        ("turn()", 0, "type", "compare it"),
+        ("max(turn()) > 1", 4, "type", "series"),
         ("max(prompt.harm) > > 1", 19, "syntax", ""),
         ("(max(prompt.harm) > 1", 0, "syntax", "never closed"),
         ("", 0, "syntax", "empty"),
@@ -112,6 +134,13 @@ words = st.sampled_from(
         "min=",
         "prompt.a",
         "response.b",
+        "conversation.a",
+        "exceeds",
+        "exceeds(prompt.a,",
+        "fpr=",
+        "0.01",
+        "tokens()",
+        "turn()",
         "and",
         "or",
         "not",
@@ -136,6 +165,10 @@ words = st.sampled_from(
 @example("not " * 490)
 @example("a." * 900 + "b")
 @example("max(" * 400)
+@example("exceeds(" * 200)
+@example("turn()" * 300)
+@example("exceeds(prompt.a, fpr=0.1, fpr=0.2)")
+@example("not exceeds(prompt.a, fpr=" + "9" * 1_900 + ")")
 def test_any_text_is_understood_or_refused_cleanly(text):
     try:
         condition = parse(text)
@@ -143,4 +176,4 @@ def test_any_text_is_understood_or_refused_cleanly(text):
         assert error.flaws  # noqa: PT017
         assert all(0 <= flaw.at <= max(len(text), 0) for flaw in error.flaws)  # noqa: PT017
     else:
-        assert calls(condition)
+        assert quantities(condition)

@@ -13,11 +13,24 @@ from guard.policy import load_policy, policy_from_text
 from guard.policy_test import Status, run_tests
 from guard.schema import json_schema
 from guard.scope import bucket
-from guard.types import Mode, MonitorInfo, Phase, Subject
+from guard.types import (
+    Budget,
+    Mode,
+    MonitorInfo,
+    Phase,
+    Say,
+    Scope,
+    Steer,
+    StepScores,
+    Subject,
+    VectorInfo,
+)
 
 HERE = Path(__file__).parent / "policies"
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 HEAD = "apiVersion: interlock/v1\nkind: Policy\nmetadata: {name: p, version: '1'}\n"
+HARM = MonitorInfo("harm", 0.0, 1.0, (Budget(Scope.PROMPT, 0.001, 0.9, certified=True),), 3_000)
+KNOWN = {"monitors": {"harm": HARM}, "vectors": {"honesty": VectorInfo("honesty", steerable=True)}}
 RULE = "  - id: r\n    when: max(prompt.harm) > 0.9\n    then: {block: {}}\n"
 
 
@@ -88,7 +101,21 @@ def test_the_digest_follows_the_content_and_not_the_layout():
         ("rules:\n" + RULE.replace("0.9", "0"), None, None, None, ""),
         ("rules:\n" + RULE.replace("max(prompt.harm) > 0.9", "count(prompt.harm > 1.5) > 3"), 6, 17, "unreachable", ""),
         ("rules:\n" + RULE.replace("max(prompt.harm) > 0.9", "count(prompt.harm > .5, window=4) > 4"), 6, 47, "unreachable", ""),
-        ("rules:\n" + RULE.replace("max(prompt.harm) > 0.9", "1 <= frac(prompt.harm > .5) <= 0"), None, None, None, ""),
+        ("rules:\n" + RULE.replace("max(prompt.harm) > 0.9", "1 <= frac(prompt.harm > .5) <= 0"), 6, 42, "unreachable", "contradicts"),
+        ("rules:\n" + RULE.replace("max(prompt.harm) > 0.9", "turn() < 0"), 6, 20, "unreachable", ""),
+        ("rules:\n" + RULE.replace("max(prompt.harm) > 0.9", "tokens() > 512"), 6, 22, "unreachable", "0 and 512"),
+        ("rules:\n" + RULE.replace("block: {}", "log: {}").replace("max(prompt.harm) > 0.9", "count(response.harm > .5) > 512"), 6, 39, "unreachable", ""),
+        ("rules:\n" + RULE.replace("block: {}", "log: {}").replace("max(prompt.harm)", "mean(response.harm, window=513)"), 6, 11, "unreachable", "min="),
+        ("rules:\n" + RULE.replace("block: {}", "log: {}").replace("max(prompt.harm)", "mean(conversation.harm, window=513)"), None, None, None, ""),
+        ("rules:\n" + RULE + "    match: {tenants: []}\n", 8, 12, "unreachable", "tenants is empty"),
+        ("rules:\n" + RULE + "    match: {metadata: {app: []}}\n", 8, 12, "unreachable", "metadata.app is empty"),
+        ("rules:\n" + RULE + "    match: {tenants: [a, b], not_tenants: [b, 'a*']}\n", 8, 12, "unreachable", "takes back"),
+        ("rules:\n" + RULE + "    match: {not_tenants: ['*']}\n", 8, 12, "unreachable", "takes back"),
+        ("rules:\n" + RULE + "    match: {tenants: ['a*'], not_tenants: ['a?']}\n", None, None, None, ""),
+        ("rules:\n" + RULE.replace("max(prompt.harm) > 0.9", "exceeds(prompt.harm, fpr=1%)"), 6, 37, "unsupported", "0.001 for 0.1 %"),
+        ("tests:\n  - {name: t, given: {turn: -1}, expect: {action: allow}}\n", 5, 29, "value", ""),
+        ("tests:\n  - {name: t, given: {thresholds: {harm: {1: 0.9}}}, expect: {action: allow}}\n", 5, 42, "value", "rate"),
+        ("tests:\n  - {name: t, given: {thresholds: {harm: x}}, expect: {action: allow}}\n", 5, 42, "value", "for each rate"),
         ("tests:\n  - {name: t, expect: {action: allow, rules: [nope]}}\n", 5, 47, "unknown-rule", ""),
         ("tests:\n  - {name: t, given: {prompt: {harm: 0.1y3}}, expect: {action: allow}}\n", 5, 38, "value", ""),
         ("tests:\n  - {name: t, given: {prompt: {harm: 1, b: 1x2}}, expect: {action: allow}}\n", 5, 22, "value", ""),
@@ -99,7 +126,7 @@ def test_the_digest_follows_the_content_and_not_the_layout():
     ],
 )  # fmt: skip
 def test_errors_say_where(body, line, col, code, hint):
-    known = {"monitors": {"harm": MonitorInfo("harm", 0.0, 1.0)}, "vectors": {"honesty"}}
+    known = {**KNOWN, "max_response_tokens": 512}
     if line is None:
         policy_from_text(HEAD + body, **known)
         return
@@ -121,7 +148,7 @@ def test_a_problem_reads_well():
         "policy.yaml:6:11: error[unknown-function]: unknown function 'maxx'\n"
         "        when: maxx(prompt.harm) > 0.9\n"
         "              ^\n"
-        "    hint: did you mean 'max'? known: count, ema, frac, last, max, mean, min, run"
+        "    hint: did you mean 'max'? known: count, ema, exceeds, frac, last, max, mean, min, run, tokens, turn"
     )
 
 
@@ -160,6 +187,26 @@ def test_doubts_are_warnings():
     assert warnings("rules:\n" + RULE + unused) == [(9, 32, "unused-series")]
 
 
+def test_a_test_may_say_which_turn_it_is():
+    rule = RULE.replace("max(prompt.harm) > 0.9", "turn() > 2 and max(conversation.harm) > 0.9")
+    case = "  - {name: t%d, given: {turn: %d, response: {harm: 0.95}}, expect: {action: %s}}\n"
+    tests = case % (1, 2, "allow") + case % (2, 3, "block")
+    assert run_tests(policy_from_text(HEAD + "rules:\n" + rule + "tests:\n" + tests)).ok
+
+
+@pytest.mark.parametrize(
+    ("when", "at"),
+    [
+        ("max(prompt.harm) > 0.9 and max(prompt.harm) < 0.5", 57),
+        ("0.9 < max(prompt.harm) < 0.5", 36),
+        ("tokens() > 9 and (tokens() < 5 or tokens() == 3)", 40),
+        ("max(prompt.harm) > 0.9 and not max(prompt.harm) > 0.5", 61),
+    ],
+)
+def test_a_rule_that_contradicts_itself_is_unreachable(when, at):
+    assert told(HEAD + "rules:\n" + RULE.replace("max(prompt.harm) > 0.9", when)) == [(6, at, "unreachable")]
+
+
 @pytest.mark.parametrize("maturity", ["sandbox", "incubating"])
 def test_only_stable_policies_block(maturity):
     head = HEAD.replace("'1'", f"'1', maturity: {maturity}")
@@ -179,6 +226,55 @@ def test_a_folder_is_one_policy_and_ids_are_unique_in_it(tmp_path):
     (problem,) = caught.value.problems
     assert problem.file.endswith("b.yaml")
     assert f"{tmp_path / 'a.yaml'}:5:9" in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("precedences", "then", "winner"),
+    [
+        ((0, 0), "replace", "a"),  # then the order of the files
+        ((0, 1), "replace", "b"),
+        ((-1, 0), "replace", "b"),
+        ((1, 0), "replace", "a"),
+        ((0, 9), "annotate", "a"),  # a more severe action wins over any precedence
+    ],
+)
+def test_precedence_decides_between_equally_severe_rules_of_two_files(tmp_path, precedences, then, winner):
+    for name, precedence in zip("ab", precedences, strict=True):
+        action = (
+            f"{{replace: {{message: from {name}}}}}" if name == "a" or then == "replace" else "{annotate: {}}"
+        )
+        head = HEAD.replace("'1'", f"'1', precedence: {precedence}")
+        body = RULE.replace("id: r", f"id: {name}").replace("{block: {}}", action)
+        (tmp_path / f"{name}.yaml").write_text(head + "rules:\n" + body)
+    decider = load_policy(tmp_path).decider(Subject(), now=NOW)
+    decision = decider.decide(StepScores(Phase.PROMPT, 0, 1, {"harm": [0.95]}, final=True))
+    assert decision.effects[0] == Say(f"from {winner}", refusal=False)
+    assert len(decision.matches) == 2
+
+
+def test_precedence_decides_which_strength_a_vector_gets(tmp_path):
+    for name, precedence in (("a", 0), ("b", 5)):
+        steer = f"{{steer: {{vector: v, strength: {precedence}}}}}"
+        head = HEAD.replace("'1'", f"'1', precedence: {precedence}")
+        body = RULE.replace("id: r", f"id: {name}").replace("{block: {}}", steer)
+        (tmp_path / f"{name}.yaml").write_text(head + "rules:\n" + body)
+    decider = load_policy(tmp_path).decider(Subject(), now=NOW)
+    decision = decider.decide(StepScores(Phase.PROMPT, 0, 1, {"harm": [0.95]}, final=True))
+    assert decision.effects[0] == Steer("b", "v", 5.0, 0)
+
+
+def test_exceptions_have_no_precedence(tmp_path):
+    (tmp_path / "a.yaml").write_text(HEAD + "rules:\n" + RULE)
+    (tmp_path / "e.yaml").write_text(exceptions().replace("'1'", "'1', precedence: 1"))
+    with pytest.raises(PolicyError, match="unknown key 'precedence'"):
+        load_policy(tmp_path)
+
+
+def test_an_exception_that_applies_to_nobody_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_text(HEAD + "rules:\n" + RULE)
+    (tmp_path / "e.yaml").write_text(exceptions().replace("[red*]", "[red], not_tenants: [red]"))
+    with pytest.raises(PolicyError, match="applies to nobody"):
+        load_policy(tmp_path)
 
 
 def test_an_empty_folder(tmp_path):
@@ -295,13 +391,29 @@ def test_a_failing_test_says_what_differs():
     )
 
 
-BASE = (HERE / "tenants.yaml").read_text()
+BASES = {
+    "tenants": (HERE / "tenants.yaml").read_text(),
+    "language": HEAD.replace("'1'", "'1', precedence: 2")
+    + """rules:
+  - {id: a, when: "exceeds(prompt.harm, fpr=0.001) or tokens() > 9", then: {block: {}}, override: {reason: a good one}}
+  - {id: b, when: "not exceeds(prompt.harm, fpr=0.001) and turn() > 2", then: {steer: {vector: honesty, strength: 1}}}
+  - {id: c, when: "run(conversation.harm > 0.5, window=9) >= 4", then: {log: {}}, match: {not_tenants: [x]}}
+tests:
+  - name: t
+    given: {turn: 3, thresholds: {harm: {0.001: 0.9, 1e-2: 0.5}}, prompt: {harm: 0.95}}
+    expect: {action: block, rules: [a]}
+""",
+}
 
 
+@pytest.mark.parametrize("name", BASES)
 @settings(max_examples=60)
-@given(st.integers(0, len(BASE)), st.integers(0, 12), st.text(max_size=6))
-def test_any_damage_to_a_file_is_told_cleanly(at, length, inserted):
+@given(st.data(), st.integers(0, 12), st.text(max_size=6) | st.sampled_from(["-", "9", "e", "{", "()", "%"]))
+def test_any_damage_to_a_file_is_told_cleanly(name, data, length, inserted):
+    base = BASES[name]
+    at = data.draw(st.integers(0, len(base)))
+    known = KNOWN if name == "language" else {}
     try:
-        policy_from_text(BASE[:at] + inserted + BASE[at + length :])
+        run_tests(policy_from_text(base[:at] + inserted + base[at + length :], **known))
     except PolicyError as error:
         assert all(p.line >= 1 and p.col >= 1 for p in error.problems)  # noqa: PT017

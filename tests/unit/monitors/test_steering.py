@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from monitors.base import Column, Rectifier, Scale
-from monitors.steering import OPERATIONS, Direction, SteeringVector, steer
+from monitors.steering import OPERATIONS, CausalVerdict, Direction, SteeringVector, steer
 from monitors.types import HookPoint
 
 D = 24
@@ -149,3 +149,14 @@ def test_a_vector_that_cannot_work_is_refused(arguments, message):
     usual = {"name": "v", "operation": "add", "directions": (Direction(POINT, torch.ones(D)),)}
     with pytest.raises(ValueError, match=message):
         SteeringVector(**{**usual, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("operation", "allowing"),
+    [("add", {"write-handle", "causal"}), ("ablate", {"necessary", "causal"})],
+)
+def test_a_causal_test_allows_steering_in_the_direction_that_it_tested(operation, allowing):
+    directions = (Direction(POINT, torch.ones(D)),)
+    verdicts = {v: SteeringVector("v", operation, directions, verdict=v).steerable for v in CausalVerdict}
+    assert {verdict for verdict, steerable in verdicts.items() if steerable} == allowing
+    assert SteeringVector("v", operation, directions).steerable is None

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from monitors.artifacts import (
     save_vector,
 )
 from monitors.sae.saelens import read_saelens
-from monitors.steering import SteeringVector
+from monitors.steering import CausalVerdict, SteeringVector
 from tests.unit.monitors.artifacts.builders import (
     MODEL,
     PRINT,
@@ -88,12 +89,13 @@ def _facts(m):
     )
 
 
+@pytest.mark.parametrize("verdict", [None, CausalVerdict.WRITE_HANDLE])
 @pytest.mark.parametrize("operation", VECTORS)
-def test_a_vector_comes_back_as_it_was(tmp_path, operation):
-    saved = VECTORS[operation]
+def test_a_vector_comes_back_as_it_was(tmp_path, operation, verdict):
+    saved = replace(VECTORS[operation], verdict=verdict)
     save_vector(saved, tmp_path / "v", fingerprint=PRINT)
     loaded = load_vector(tmp_path / "v", MODEL)
-    facts = [(v.name, v.operation, v.max_norm_ratio, v.gap, v.version) for v in (loaded, saved)]
+    facts = [(v.name, v.operation, v.max_norm_ratio, v.gap, v.version, v.verdict) for v in (loaded, saved)]
     assert facts[0] == facts[1]
     x = torch.randn(5, D)
     for a, b in zip(loaded.directions, saved.directions, strict=True):
@@ -181,6 +183,15 @@ def test_another_tokenizer(tmp_path):
         ({"weights_sha256": "0"}, "weights_sha256"),
         ({"sae": {"format": "saelens", "path": "x", "feature": 1}}, "'sae' is for kind 'sae_feature'"),
         ({"evidence__auroc": float("nan")}, "auroc"),
+        ({"calibration__confidence": 1.0}, "confidence is 1.0, must be between 0 and 1"),
+        (
+            {"calibration__thresholds": [{"phase": "response", "fpr": 0, "value": 0.9, "certified": True}]},
+            "fpr is 0",
+        ),
+        (
+            {"calibration__thresholds": [{"phase": "reply", "fpr": 0.1, "value": 0.9, "certified": True}]},
+            "phase",
+        ),
     ],
 )
 def test_a_wrong_json(tmp_path, changes, message):
@@ -214,6 +225,12 @@ def test_wrong_weights(tmp_path, tensors, message):
 def test_wrong_weights_of_a_vector(tmp_path):
     edit_weights(save_push(tmp_path), "vector.json", vector=torch.full((1, D), torch.nan))
     with pytest.raises(ArtifactError, match="tensor 'vector' holds NaN"):
+        load(tmp_path)
+
+
+def test_an_unknown_verdict_on_a_vector(tmp_path):
+    edit_json(save_push(tmp_path) / "vector.json", evidence={"verdict": "proven"})
+    with pytest.raises(ArtifactError, match=r"evidence.verdict: .*'write-handle'"):
         load(tmp_path)
 
 
