@@ -191,7 +191,7 @@ def _q8_value(code: int, low: float, high: float) -> Score:
 
 
 def chained(record: JsonObject, prev: str) -> JsonObject:
-    """The record with `prev` and its own `hash`. The first record of a file has `prev` "" by convention."""
+    """The record with `prev` and its own `hash`. The first record of a log has `prev` ""."""
     linked = {**record, "prev": prev}
     return {**linked, "hash": record_hash(linked)}
 

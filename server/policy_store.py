@@ -1,6 +1,6 @@
 """The policy in force. A reload replaces it whole or not at all; a request keeps the one it was admitted under."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import structlog
@@ -15,8 +15,19 @@ _log = structlog.get_logger()
 class PolicyStore:
     """Reads the policy at `path`, and reads it again when asked to."""
 
-    def __init__(self, path: Path, monitors: Mapping[str, MonitorInfo], vectors: Collection[str]) -> None:
-        """Raises PolicyError or OSError: a server does not start on a policy that is wrong."""
+    def __init__(
+        self,
+        path: Path,
+        monitors: Mapping[str, MonitorInfo],
+        vectors: Collection[str],
+        *,
+        check: Callable[[Policy], None] = lambda _: None,
+    ) -> None:
+        """`check` raises ValueError for a policy that this server can't keep.
+
+        Raises PolicyError, OSError or what `check` does: a server does not start on a policy that is wrong.
+        """
+        self._check = check
         self._path = path
         self._monitors = monitors
         self._vectors = vectors
@@ -33,4 +44,6 @@ class PolicyStore:
         return fresh
 
     def _load(self) -> Policy:
-        return load_policy(self._path, monitors=self._monitors, vectors=self._vectors)
+        policy = load_policy(self._path, monitors=self._monitors, vectors=self._vectors)
+        self._check(policy)
+        return policy

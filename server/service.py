@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
+from guard.audit import SeriesFormat
 from guard.policy import Policy
-from server.audit import AuditLog
+from server.auditing.content import ContentRules
+from server.auditing.writer import AuditLog
 from server.engines.base import Engine
 from server.metrics import Metrics
 from server.policy_store import PolicyStore
@@ -35,6 +37,8 @@ class Service:
     clock: Callable[[], float]  # monotonic seconds
     now: Callable[[], datetime]  # aware, UTC
     limits: Limits = Limits()
+    content: ContentRules = field(default_factory=ContentRules)  # what of prompts and replies is recorded
+    series: SeriesFormat = "exact"  # how scores are recorded
     model_names: Sequence[str] = ()  # besides the engine's own
     started: int = 0  # Unix seconds
 
