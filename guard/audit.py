@@ -201,12 +201,3 @@ def record_hash(record: JsonObject) -> str:
     body = {key: value for key, value in record.items() if key != "hash"}
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return f"sha256:{sha256(canonical.encode()).hexdigest()}"
-
-
-def first_broken_link(records: Sequence[JsonObject], prev: str = "") -> int | None:
-    """The index of the first record that was changed, or does not follow the one before it. None: all is well."""
-    for i, record in enumerate(records):
-        if record.get("prev") != prev or record.get("hash") != record_hash(record):
-            return i
-        prev = record["hash"]
-    return None

@@ -126,7 +126,7 @@ class LogFiles:
         self._is_dirty = False
         if tail.torn:
             _log.warning(
-                "the decision log ends in an unfinished line; it is kept and marked", path=self._path
+                "the decision log ends in an unfinished line; it is kept and marked", path=str(self._path)
             )
 
     def _last_link(self) -> Link:
@@ -156,7 +156,7 @@ class LogFiles:
             else:
                 return
         _log.error(
-            "the decision log was changed from outside; the chain goes on", path=self._path, how=change
+            "the decision log was changed from outside; the chain goes on", path=str(self._path), how=change
         )
         self.close()
         self._open()
@@ -197,7 +197,7 @@ class LogFiles:
             os.fdatasync(self._fd)
             self._path.rename(self._next_name())
         except OSError as error:  # an oversized file is better than a lost record
-            _log.error("the decision log was not rotated", path=self._path, reason=error.strerror)
+            _log.error("the decision log was not rotated", path=str(self._path), reason=error.strerror)
             self._rotation_failed = self._now()
             return
         self._rotation_failed = None

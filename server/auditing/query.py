@@ -40,10 +40,12 @@ class Query:
     limit: int | None = None  # the newest; None: all
 
 
+# not EXISTS: the planner may answer that one decision at a time by scanning all of a monitor's scores
+_RULE = "decisions.id IN (SELECT decision FROM matches WHERE rule GLOB ?)"
 _SCORE = (
-    "EXISTS (SELECT 1 FROM scores WHERE decision = decisions.id"
-    " AND monitor = ? AND phase GLOB ? AND max BETWEEN ? AND ?)"
+    "decisions.id IN (SELECT decision FROM scores WHERE monitor = ? AND max BETWEEN ? AND ? AND phase GLOB ?)"
 )
+_LAST_CHARACTER = chr(0x10FFFF)
 
 
 def find(connection: sqlite3.Connection, folder: Path, query: Query) -> Iterator[JsonObject]:
@@ -65,16 +67,18 @@ def find(connection: sqlite3.Connection, folder: Path, query: Query) -> Iterator
 
 def _conditions(query: Query) -> list[tuple[str, tuple[Any, ...]]]:
     """Each condition with the values that it binds."""
+    decision = query.decision
     given: list[tuple[str, Any]] = [
         ("ts >= ?", query.since and _stamp(query.since)),
         ("ts < ?", query.until and _stamp(query.until)),
         ("decisions.action IN (SELECT value FROM json_each(?))", query.actions and json.dumps(query.actions)),
-        ("EXISTS (SELECT 1 FROM matches WHERE decision = decisions.id AND rule GLOB ?)", query.rule),
+        (_RULE, query.rule),
         ("tenant GLOB ?", query.tenant),
         ("model GLOB ?", query.model),
-        ("instr(decision_id, ?) = 1", query.decision),
+        ("decision_id >= ?", decision),
+        ("decision_id <= ?", decision and decision + _LAST_CHARACTER),
     ]
-    scores = [(_SCORE, (score.monitor, score.phase, score.low, score.high)) for score in query.scores]
+    scores = [(_SCORE, (score.monitor, score.low, score.high, score.phase)) for score in query.scores]
     return [*((condition, (value,)) for condition, value in given if value), *scores]
 
 
