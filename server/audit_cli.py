@@ -235,7 +235,8 @@ def _line(record: JsonObject) -> str:
     where = f"{record['phase']}:{record['token']}" if record["phase"] else "-"
     rules = [match["rule"] for match in record["matches"]]
     rules += [f"{match['rule']} (shadow)" for match in record["shadow"]]
-    rules += sorted({f"{failure['rule']} ({failure['reason']})" for failure in record["errors"]})
+    if record["errors"]:
+        rules.append(f"{len(record['errors'])} failed")
     scores = [
         f"{phase}.{monitor}={series['max']:.3g}"
         for phase, by_monitor in record["scores"].items()

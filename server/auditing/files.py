@@ -76,8 +76,7 @@ class LogFiles:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if path.exists() and not stat.S_ISREG(path.stat().st_mode):
                 raise AuditError(f"decision log {path}: not a regular file")
-            self._open()
-            self._link = self._last_link()
+            self._link = self._open() or self._last_rotated() or START
         except BlockingIOError as error:
             raise AuditError(
                 f"decision log {path}: another process writes it; give each server its own with --audit"
@@ -109,7 +108,8 @@ class LogFiles:
 
     # --- opening ---------------------------------------------------------------------------------------------------
 
-    def _open(self) -> None:
+    def _open(self) -> Link | None:
+        """Open the file at `path` for appending; the last record in it."""
         fd = os.open(self._path, _FLAGS, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,13 +128,11 @@ class LogFiles:
             _log.warning(
                 "the decision log ends in an unfinished line; it is kept and marked", path=str(self._path)
             )
+        return tail.link
 
-    def _last_link(self) -> Link:
-        """The last record on disk, in the active file or in the newest rotated one that has any."""
-        for file in (self._path, *reversed(rotated_files(self._path))):
-            if link := read_tail(file).link:
-                return link
-        return START
+    def _last_rotated(self) -> Link | None:
+        links = (read_tail(file).link for file in reversed(rotated_files(self._path)))
+        return next((link for link in links if link is not None), None)
 
     def _follow(self) -> None:
         """Be at the end of the file at `path`, whatever was done to it from outside."""

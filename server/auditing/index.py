@@ -17,7 +17,7 @@ from server.auditing.chain import link_of, parse_line
 _VERSION = 1
 _SCHEMA = """
 CREATE TABLE files (
-    id INTEGER PRIMARY KEY, name TEXT NOT NULL, identity TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL);
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, identity TEXT NOT NULL UNIQUE, bytes INTEGER NOT NULL) STRICT;
 CREATE TABLE decisions (
     id INTEGER PRIMARY KEY,
     file INTEGER NOT NULL REFERENCES files(id) ON DELETE CASCADE,
@@ -25,13 +25,13 @@ CREATE TABLE decisions (
     ts TEXT NOT NULL, decision_id TEXT NOT NULL, choice INTEGER NOT NULL, request_id TEXT NOT NULL,
     tenant TEXT NOT NULL, key_id TEXT NOT NULL, endpoint TEXT NOT NULL, model TEXT NOT NULL,
     policy TEXT NOT NULL, policy_version TEXT NOT NULL, policy_digest TEXT NOT NULL,
-    action TEXT NOT NULL, phase TEXT, token INTEGER);
+    action TEXT NOT NULL, phase TEXT, token INTEGER) STRICT;
 CREATE TABLE matches (
     decision INTEGER NOT NULL REFERENCES decisions(id) ON DELETE CASCADE,
-    rule TEXT NOT NULL, mode TEXT NOT NULL, action TEXT NOT NULL, phase TEXT NOT NULL, token INTEGER NOT NULL);
+    rule TEXT NOT NULL, mode TEXT NOT NULL, action TEXT NOT NULL, phase TEXT NOT NULL, token INTEGER NOT NULL) STRICT;
 CREATE TABLE scores (
     decision INTEGER NOT NULL REFERENCES decisions(id) ON DELETE CASCADE,
-    phase TEXT NOT NULL, monitor TEXT NOT NULL, max REAL NOT NULL);
+    phase TEXT NOT NULL, monitor TEXT NOT NULL, max REAL NOT NULL) STRICT;
 CREATE INDEX decisions_by_file ON decisions(file);
 CREATE INDEX decisions_by_time ON decisions(ts);
 CREATE INDEX decisions_by_id ON decisions(decision_id);
@@ -42,6 +42,12 @@ CREATE INDEX matches_by_rule ON matches(rule);
 CREATE INDEX scores_by_decision ON scores(decision);
 CREATE INDEX scores_by_monitor ON scores(monitor, max);
 """
+_INSERT = (
+    "INSERT INTO decisions (file, offset, length, ts, decision_id, choice, request_id, tenant, key_id, endpoint, model,"
+    " policy, policy_version, policy_digest, action, phase, token)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id"
+)
+_WRONG_TYPE = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +133,9 @@ def _known_file(connection: sqlite3.Connection, path: Path, identity: str) -> tu
 
 
 def _add(connection: sqlite3.Connection, file: int, offset: int, length: int, record: JsonObject) -> bool:
-    """Index one record. False if it is none."""
+    """Index one record. False if it is none, or has not the form of one: somebody has written to the log."""
     try:
-        policy = record["policy"]
-        values = [record[key] for key in ("ts", "decision_id")] + [record.get("choice", 0)]
-        values += [record[key] for key in ("request_id", "tenant", "key_id", "endpoint", "model")]
-        values += [policy[key] for key in ("name", "version", "digest")]
-        values += [record[key] for key in ("action", "phase", "token")]
+        values = _columns(record)
         matches = [
             (match["rule"], match["mode"], match["action"], match["phase"], match["token"])
             for match in (*record["matches"], *record["shadow"])
@@ -146,14 +148,30 @@ def _add(connection: sqlite3.Connection, file: int, offset: int, length: int, re
         ]
     except (KeyError, TypeError, AttributeError):
         return False
-    (decision,) = connection.execute(
-        "INSERT INTO decisions (file, offset, length, ts, decision_id, choice, request_id, tenant, key_id, endpoint, model,"
-        " policy, policy_version, policy_digest, action, phase, token)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
-        (file, offset, length, *values),
-    ).fetchone()
-    connection.executemany(
-        "INSERT INTO matches VALUES (?, ?, ?, ?, ?, ?)", [(decision, *match) for match in matches]
-    )
-    connection.executemany("INSERT INTO scores VALUES (?, ?, ?, ?)", [(decision, *score) for score in scores])
+    connection.execute("SAVEPOINT record")
+    try:
+        (decision,) = connection.execute(_INSERT, (file, offset, length, *values)).fetchone()
+        connection.executemany(
+            "INSERT INTO matches VALUES (?, ?, ?, ?, ?, ?)", [(decision, *match) for match in matches]
+        )
+        connection.executemany(
+            "INSERT INTO scores VALUES (?, ?, ?, ?)", [(decision, *score) for score in scores]
+        )
+    except _WRONG_TYPE:
+        connection.execute("ROLLBACK TO record")
+        return False
+    finally:
+        connection.execute("RELEASE record")
     return True
+
+
+def _columns(record: JsonObject) -> list[object]:
+    """The values of a row of `decisions`, in its order."""
+    policy = record["policy"]
+    return [
+        *(record[key] for key in ("ts", "decision_id")),
+        record.get("choice", 0),
+        *(record[key] for key in ("request_id", "tenant", "key_id", "endpoint", "model")),
+        *(policy[key] for key in ("name", "version", "digest")),
+        *(record[key] for key in ("action", "phase", "token")),
+    ]

@@ -45,8 +45,13 @@ class Report:
 
 
 def verify(paths: Sequence[Path], *, expected_hash: str | None = None) -> Report:
-    """Verify files, in whatever order they are given; `expected_hash` must be that of one of the records. Raises OSError."""
+    """Verify files, in whatever order they are given; `expected_hash` must be that of one of the records.
+
+    Raises OSError, or ValueError if there is no file at all.
+    """
     files = in_order(paths)
+    if not files:
+        raise ValueError(f"{', '.join(map(str, paths))}: no *.jsonl files there")
     lines = _lines(files)
     place: Place | None = None
     report = Report(len(files))
@@ -82,7 +87,7 @@ def verify(paths: Sequence[Path], *, expected_hash: str | None = None) -> Report
         why = "an unfinished record, and none after it; the server was killed while writing, or is writing it now"
         report.broken = Break(torn[0][0], "torn", why)
     elif not is_expected_seen:
-        end = Place(files[-1], 0) if place is None else place
+        end = place or Place(files[-1], 1)
         report.broken = Break(
             end, "missing", f"the log ends here, and no record of it has the hash {expected_hash}"
         )
@@ -114,11 +119,18 @@ def _lines(files: Iterable[Path]) -> Iterator[tuple[Place, bytes]]:
 def _changed(place: Place, line: bytes, record: JsonObject) -> Break | None:
     if link_of(record) is None or not isinstance(record.get("prev"), str):
         return Break(place, "changed", "this is not a chained record: `prev`, `seq` or `hash` is not there")
-    if record_hash(record) != record["hash"]:
+    if _hash(record) != record["hash"]:
         return Break(place, "changed", "its content does not have the hash that it names")
     if orjson.dumps(record) != line:  # a key twice, say: two readers could see two values
         return Break(place, "changed", "it is not spelled as it was written")
     return None
+
+
+def _hash(record: JsonObject) -> str | None:
+    try:
+        return record_hash(record)
+    except RecursionError:  # nested deeper than any record of ours
+        return None
 
 
 def _torn_unmarked(

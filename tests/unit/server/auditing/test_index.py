@@ -111,6 +111,28 @@ def test_lines_that_are_no_records_are_skipped(tmp_path):
         assert index.update(connection, tmp_path) == index.Indexed(added=1, skipped=2)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tenant": {"a": 1}},
+        {"tenant": None},
+        {"token": 2**63},
+        {"matches": [match("r") | {"rule": ["r"]}]},
+        {"matches": 3},
+        {"scores": {"prompt": {"harm": {"max": "high"}}}},
+        {"scores": []},
+        {"policy": None},
+    ],
+)
+def test_a_record_of_another_form_is_skipped_whole_and_the_others_found(tmp_path, changes):
+    log = open_log(tmp_path)
+    for one in (record(0), record(1, **changes), BLOCKED):
+        log.append(one)
+    with index.opened(tmp_path / "index.sqlite") as connection:
+        assert index.update(connection, tmp_path) == index.Indexed(added=2, skipped=1)
+        assert connection.execute("SELECT count(*) FROM matches").fetchone() == (1,)
+
+
 def test_a_truncated_file_is_read_anew(connection, folder):
     path = folder / "decisions.jsonl"
     path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])

@@ -87,6 +87,21 @@ def test_records_that_are_cut_off_show_only_against_a_hash_kept_elsewhere(log):
     assert verify([log], expected_hash=kept).broken is None
 
 
+def test_a_record_that_is_nested_too_deeply(log):
+    at = lines(log)
+    for depth in (900, 1_000, 1_020, 5_000):
+        at[2] = b'{"prev":"p","seq":3,"hash":"h","x":' + b"[" * depth + b"]" * depth + b"}\n"
+        assert verdict(log, at)[1] == 3
+
+
+def test_an_empty_folder_and_an_empty_file(tmp_path):
+    with pytest.raises(ValueError, match=r"no \*.jsonl files there"):
+        verify([tmp_path])
+    (tmp_path / "decisions.jsonl").touch()
+    assert verify([tmp_path]).broken is None
+    assert verify([tmp_path], expected_hash="sha256:0").broken.kind == "missing"
+
+
 @given(st.lists(st.binary(max_size=40), max_size=4))
 def test_no_file_is_too_strange_to_be_read(tmp_path_factory, contents):
     path = tmp_path_factory.mktemp("log") / "x.jsonl"
