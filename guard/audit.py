@@ -194,7 +194,7 @@ def _q8_value(code: int, low: float, high: float) -> Score:
 
 
 def chained(record: JsonObject, prev: str) -> JsonObject:
-    """The record with `prev` and its own `hash`. The first record of a file has `prev` "" by convention."""
+    """The record with `prev` and its own `hash`. The first record of a log has `prev` ""."""
     linked = {**record, "prev": prev}
     return {**linked, "hash": record_hash(linked)}
 
@@ -204,12 +204,3 @@ def record_hash(record: JsonObject) -> str:
     body = {key: value for key, value in record.items() if key != "hash"}
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return f"sha256:{sha256(canonical.encode()).hexdigest()}"
-
-
-def first_broken_link(records: Sequence[JsonObject], prev: str = "") -> int | None:
-    """The index of the first record that was changed, or does not follow the one before it. None: all is well."""
-    for i, record in enumerate(records):
-        if record.get("prev") != prev or record.get("hash") != record_hash(record):
-            return i
-        prev = record["hash"]
-    return None

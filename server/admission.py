@@ -1,15 +1,17 @@
 """From a request that parsed to choices that may run: which model, which policy, which prompt; or a clear refusal."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from anyio import to_thread
 
 from guard.policy import Policy
 from guard.types import Subject
-from server.api.errors import bad_request, context_too_long, draining, model_not_found
+from server.api.errors import bad_request, context_too_long, draining, model_not_found, unavailable
 from server.api.schema import MAX_CHOICES, ChatRequest, CompletionRequest, GenerationRequest
+from server.auditing.content import PromptText
 from server.engines.base import EngineRequest, SamplingParams
 from server.observer import ChoiceObserver
 from server.pipeline import Choice
@@ -29,6 +31,15 @@ class Admitted:
     subject: Subject
     num_prompt_tokens: int
     choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A choice that was asked for. `text` is only made where the decision log needs it."""
+
+    prompt: list[int]
+    text: Callable[[], PromptText]
+    sampling: SamplingParams
 
 
 class Admission:
@@ -54,7 +65,10 @@ class Admission:
             for choice in range(n)
         ]
         turn = sum(message.role == "user" for message in body.messages)
-        return self._admit("chat", body, request_id, [(prompt, sampling) for sampling in samplings], turn)
+        text = partial(PromptText.chat, messages)
+        return self._admit(
+            "chat", body, request_id, [_Job(prompt, text, sampling) for sampling in samplings], turn
+        )
 
     async def completions(self, body: CompletionRequest, request_id: str) -> Admitted:
         """Raises ApiError."""
@@ -65,10 +79,13 @@ class Admission:
             raise bad_request(told, "prompt")
         for prompt in body.prompts:
             self._check_characters(len(prompt), "prompt")
-        prompts = [await self._encoded(prompt) for prompt in body.prompts]
+        prompts = [
+            (await self._encoded(prompt), partial(PromptText.completion, prompt)) for prompt in body.prompts
+        ]
         jobs = [
-            (
+            _Job(
                 prompt,
+                text,
                 body.sampling(
                     max_tokens=body.max_tokens,
                     logprobs=body.logprobs,
@@ -76,7 +93,7 @@ class Admission:
                     choice=choice,
                 ),
             )
-            for prompt in prompts
+            for prompt, text in prompts
             for choice in range(n)
         ]
         return self._admit("completions", body, request_id, jobs)
@@ -94,6 +111,10 @@ class Admission:
         if body.model not in service.served_models:
             known = ", ".join(service.served_models)
             raise model_not_found(f"This model does not exist here; served: {known}")
+        if service.audit is not None and service.audit.refuses:
+            service.metrics.shed.labels("audit_unwritable").inc()
+            service.metrics.failures.labels("audit", "closed").inc()
+            raise unavailable("Decisions can't be recorded at the moment, so requests are refused.")
         if body.num_unknown_fields:
             service.metrics.unknown_fields.inc(body.num_unknown_fields)
 
@@ -102,13 +123,12 @@ class Admission:
         endpoint: str,
         body: GenerationRequest,
         request_id: str,
-        jobs: Sequence[tuple[list[int], SamplingParams]],
+        jobs: Sequence[_Job],
         turn: int = 1,
     ) -> Admitted:
-        for prompt, sampling in jobs:
-            self._check_length(
-                len(prompt), sampling.max_tokens, "messages" if endpoint == "chat" else "prompt"
-            )
+        param = "messages" if endpoint == "chat" else "prompt"
+        for job in jobs:
+            self._check_length(len(job.prompt), job.sampling.max_tokens, param)
         service = self._service
         policy, now = service.policies.current, service.now()
         subject = Subject(
@@ -122,15 +142,17 @@ class Admission:
         choices = tuple(
             self._choice(
                 index,
-                EngineRequest(f"{decision_id}-{index}", prompt, sampling),
+                EngineRequest(f"{decision_id}-{index}", job.prompt, job.sampling),
                 policy=policy,
                 subject=subject,
                 decision_id=decision_id,
                 stream=bool(body.stream),
+                text=job.text,
+                end_user=body.end_user,
             )
-            for index, (prompt, sampling) in enumerate(jobs)
+            for index, job in enumerate(jobs)
         )
-        prompts = {id(prompt): len(prompt) for prompt, _ in jobs}  # choices of one prompt share it
+        prompts = {id(job.prompt): len(job.prompt) for job in jobs}  # choices of one prompt share it
         return Admitted(decision_id, int(now.timestamp()), policy, subject, sum(prompts.values()), choices)
 
     def _choice(
@@ -142,6 +164,8 @@ class Admission:
         subject: Subject,
         decision_id: str,
         stream: bool,
+        text: Callable[[], PromptText],
+        end_user: str,
     ) -> Choice:
         service = self._service
         decider = policy.decider(subject, now=service.now())
@@ -156,6 +180,8 @@ class Admission:
             choice=index,
             num_prompt=len(request.prompt_ids),
             stream=stream,
+            content=None if service.audit is None else service.content.capture(policy, text),
+            subject_hmac=service.content.subject(end_user),
         )
         return Choice(index, request, scorer, decider, observer)
 

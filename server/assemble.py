@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,12 +11,14 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from guard.policy import Policy
-from guard.types import Budget, MonitorInfo, Scope, VectorInfo
+from guard.types import Budget, JsonObject, MonitorInfo, Scope, VectorInfo
 from monitors.artifacts import MonitorSet, load_folder
 from monitors.base import Link, Monitor
 from monitors.selfcheck import check_hooks
 from monitors.steering import SteeringVector
-from server.audit import AuditLog
+from server.auditing.content import ContentRules, read_key
+from server.auditing.files import Rotation
+from server.auditing.writer import AuditLog, LogSettings
 from server.config import ServerConfig
 from server.engines.transformers.engine import EngineSettings, TransformersEngine
 from server.engines.transformers.model import LoadedModel, load_model
@@ -30,8 +32,9 @@ _log = structlog.get_logger()
 
 
 def assemble(config: ServerConfig) -> Service:
-    """Build everything. Raises EngineError, HookPointError, ArtifactError, PolicyError or OSError; then nothing is served."""
+    """Build everything. Raises EngineError, HookPointError, ArtifactError, PolicyError, AuditError or OSError; then nothing is served."""
     transformers_logging.disable_progress_bar()
+    content = content_rules(config)
     loaded = load_model(
         config.model,
         device=config.device,
@@ -54,7 +57,8 @@ def assemble(config: ServerConfig) -> Service:
         config.policy,
         describe_monitors(monitors.monitors),
         describe_vectors(monitors.vectors.values()),
-        engine.info.max_context,
+        max_response_tokens=engine.info.max_context,
+        check=content.check,
     )
     metrics = create_metrics(engine.info.model_id, policies.current)
     metrics.model_info.labels(engine.info.model_id, engine.info.dtype, engine.info.fingerprint[:12]).set(1)
@@ -65,7 +69,9 @@ def assemble(config: ServerConfig) -> Service:
         scoring=Scoring(engine.monitors),
         policies=policies,
         metrics=metrics,
-        audit=open_audit(config.audit, metrics),
+        audit=open_audit(config.audit, metrics, log_settings(config)),
+        content=content,
+        series=config.audit_series,
         clock=time.monotonic,
         now=lambda: datetime.now(UTC),
         started=int(datetime.now(UTC).timestamp()),
@@ -112,10 +118,44 @@ def create_metrics(model_id: str, policy: Policy) -> Metrics:
     return metrics
 
 
-def open_audit(path: Path | None, metrics: Metrics) -> AuditLog | None:
+def content_rules(config: ServerConfig) -> ContentRules:
+    """Raises AuditError for a key that can't be read."""
+    if config.audit is None:
+        return ContentRules()
+    secret = config.audit_hmac_key.get_secret_value() if config.audit_hmac_key else None
+    key = read_key(secret, config.audit_hmac_key_file)
+    return ContentRules(config.log_content_max, key, config.audit_excerpt_chars)
+
+
+def log_settings(config: ServerConfig) -> LogSettings:
+    max_age = timedelta(seconds=config.audit_max_age_s)
+    return LogSettings(
+        on_full=config.audit_on_full,
+        max_queued=config.audit_max_queued,
+        fsync_s=config.audit_fsync_s,
+        rotation=Rotation(config.audit_max_bytes, max_age, config.audit_keep),
+    )
+
+
+def open_audit(path: Path | None, metrics: Metrics, settings: LogSettings | None = None) -> AuditLog | None:
+    """Raises AuditError."""
     if path is None:
         return None
-    return AuditLog(path, on_written=metrics.audit_records.inc, on_dropped=metrics.audit_dropped.inc)
+
+    def dropped(record: JsonObject) -> None:
+        metrics.audit_dropped.inc()
+        if record["action"] != "allow":
+            metrics.failures.labels("audit", "open").inc()
+
+    log = AuditLog(
+        path,
+        settings,
+        on_written=metrics.audit_records.inc,
+        on_dropped=dropped,
+        on_error=metrics.audit_errors.inc,
+    )
+    metrics.watch_audit(log)
+    return log
 
 
 def _check_tokens(loaded: LoadedModel) -> torch.Tensor:

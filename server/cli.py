@@ -5,6 +5,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from server.audit_cli import audit_app
 from server.config import DEMO, DEMO_POLICY, ServerConfig
 from server.policy_cli import policy_app
 
@@ -30,6 +31,7 @@ Try it:
 """,
 )
 app.add_typer(policy_app, name="policy")
+app.add_typer(audit_app, name="audit")
 
 
 @app.command()
@@ -64,6 +66,12 @@ def serve(
         Path | None, typer.Option(help="Decision log (JSON lines). Default var/decisions.jsonl.")
     ] = None,
     no_audit: Annotated[bool, typer.Option("--no-audit", help="Keep no decision log.")] = False,
+    log_content_max: Annotated[
+        str | None,
+        typer.Option(
+            help="The most that a policy may have logged of prompts and replies: none, hash, excerpt or full. Default hash."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="auto, float32, bfloat16 or float16. auto is float32 on a CPU.")
@@ -100,6 +108,7 @@ def serve(
             "admin_port": admin_port,
             "expose_metrics": expose_metrics,
             "audit": audit,
+            "log_content_max": log_content_max,
             "device": device,
             "dtype": dtype,
             "layers_path": layers_path,
@@ -162,11 +171,12 @@ def _assemble(config: ServerConfig) -> Any:
     from monitors.artifacts import ArtifactError  # noqa: PLC0415
     from monitors.hook_points import HookPointError  # noqa: PLC0415
     from server.assemble import assemble  # noqa: PLC0415
+    from server.auditing.errors import AuditError  # noqa: PLC0415
     from server.engines.base import EngineError  # noqa: PLC0415
 
     try:
         return assemble(config)
-    except (GuardError, ArtifactError, HookPointError, EngineError, OSError, ValueError) as error:
+    except (GuardError, ArtifactError, HookPointError, EngineError, AuditError, OSError, ValueError) as error:
         _refuse(str(error))
 
 

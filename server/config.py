@@ -5,8 +5,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from guard.audit import SeriesFormat
+from guard.schema import LogContent
+from server.auditing.writer import OnFull
 
 _PREFIX = "INTERLOCK__"
 DEMO = Path(__file__).resolve().parent.parent / "deploy" / "demo"
@@ -40,6 +44,23 @@ class ServerConfig(BaseSettings):
     admin_port: Annotated[int, Field(ge=0, le=65535)] = 9100
     expose_metrics: bool = False  # /metrics on the serving port too
     audit: Path | None = Path("var/decisions.jsonl")  # None: no decision log
+    audit_on_full: OnFull = (
+        "closed"  # while the log can't be written: closed admits no request, open drops records
+    )
+    audit_max_queued: Annotated[int, Field(ge=1)] = 10_000  # records
+    audit_series: SeriesFormat = (
+        "exact"  # scores: exact (replays bit for bit) | q8 (rounded) | none (maxima only)
+    )
+    audit_max_bytes: Annotated[int, Field(ge=4096)] = 100 * 1024 * 1024  # of a file, then it is rotated
+    audit_max_age_s: Annotated[float, Field(gt=0)] = 86_400.0
+    audit_keep: Annotated[int, Field(ge=0)] = 90  # rotated files; 0: all
+    audit_fsync_s: Annotated[float, Field(ge=0)] = (
+        1.0  # from a record to its fdatasync at most; 0: after each
+    )
+    audit_hmac_key: SecretStr | None = None  # for content hashes; better in a file
+    audit_hmac_key_file: Path | None = None
+    audit_excerpt_chars: Annotated[int, Field(ge=1, le=2000)] = 200
+    log_content_max: LogContent = "hash"  # the most that a policy's defaults.log.content may ask for
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16
     layers_path: str | None = (

@@ -1,6 +1,7 @@
 """Every metric in one file. Labels are closed sets from our own configuration, never anything that a client sent."""
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
@@ -39,6 +40,19 @@ _TOKENS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
 ENDPOINTS = ("chat", "completions")
 OUTCOMES = ("allowed", "annotated", "steered", "replaced", "blocked", "cancelled", "error", "shed")
+
+
+class DecisionLog(Protocol):
+    """What is shown of the decision log."""
+
+    @property
+    def queued(self) -> int: ...
+
+    @property
+    def last_write_age_s(self) -> float: ...
+
+    @property
+    def trouble(self) -> str | None: ...
 
 
 class Metrics:
@@ -144,6 +158,15 @@ class Metrics:
         self.audit_dropped = counter(
             "audit_dropped_total", "Decision records lost because the queue was full or the disk failed."
         )
+        self.audit_errors = counter(
+            "audit_write_errors_total", "Attempts to write the decision log that the disk refused."
+        )
+        self.audit_queue = gauge("audit_queue_length", "Decision records that are not written yet.")
+        self.audit_age = gauge(
+            "audit_last_write_age_seconds",
+            "Seconds since a decision record was written; meaningful while records are queued.",
+        )
+        self.audit_writable = gauge("audit_writable", "1 if decision records can be written.")
         self.running = gauge("requests_running", "Responses being generated.", "model")
         self.waiting = gauge("requests_waiting", "Responses waiting for a row.", "model")
         self.kv_usage = gauge("kv_cache_usage_ratio", "Filled share of the KV cache.")
@@ -168,7 +191,7 @@ class Metrics:
         self.policy_reload_ok.set(1)
         for result in ("success", "failure"):
             self.policy_reloads.labels(result)
-        for reason in ("queue_full", "prompt_too_long", "draining"):
+        for reason in ("queue_full", "prompt_too_long", "draining", "audit_unwritable"):
             self.shed.labels(reason)
 
     def show_policy(self, policy: Policy) -> None:
@@ -193,3 +216,9 @@ class Metrics:
         self.waiting.labels(self.model).set_function(lambda: load().waiting)
         self.kv_usage.set_function(lambda: load().kv_tokens / max(1, load().kv_capacity))
         self.step_age.set_function(lambda: load().step_age_s)
+
+    def watch_audit(self, log: DecisionLog) -> None:
+        """Read the decision log's state at every scrape."""
+        self.audit_queue.set_function(lambda: log.queued)
+        self.audit_age.set_function(lambda: log.last_write_age_s)
+        self.audit_writable.set_function(lambda: log.trouble is None)

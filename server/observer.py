@@ -10,6 +10,7 @@ from guard.audit import decision_record
 from guard.decider import Decider
 from guard.policy import Policy
 from guard.types import Decision, Mode, OnError, Phase, Severity, Subject
+from server.auditing.content import Capture
 from server.engines.base import EngineBusy, RequestRefused, StepOutput
 from server.pipeline import Closed, LeakPreventedError
 from server.scoring import Scorer
@@ -42,6 +43,8 @@ class ChoiceObserver:
         choice: int,
         num_prompt: int,
         stream: bool,
+        content: Capture | None = None,
+        subject_hmac: str = "",
     ) -> None:
         self._service = service
         self._policy = policy
@@ -52,9 +55,12 @@ class ChoiceObserver:
         self._choice = choice
         self._num_prompt = num_prompt
         self._stream = stream
+        self._content = content
+        self._subject_hmac = subject_hmac
         self._started = service.clock()
         self._admitted_at = service.now()
         self._last_token: float | None = None
+        self._prefilled: float | None = None
         self._first_released: float | None = None
         self._num_released = 0
         self._num_scored = dict.fromkeys(Phase, 0)
@@ -63,6 +69,10 @@ class ChoiceObserver:
 
     def stepped(self, step: StepOutput) -> None:
         self._num_scored[step.phase] += step.num_scored
+        if step.final:
+            self._prefilled = self._service.clock()
+        if self._content is not None:
+            self._content.add_reply("".join(token.text for token in step.tokens))
         if step.phase is Phase.RESPONSE and step.num_scored:
             now = self._service.clock()
             if self._last_token is not None:
@@ -160,9 +170,11 @@ class ChoiceObserver:
         return _OUTCOME[self._decider.outcome.action]
 
     def _record(self, closed: Closed | None, error: BaseException | None) -> dict[str, object]:
-        clock, started = self._service.clock, self._started
-        first = None if self._first_released is None else round((self._first_released - started) * 1000, 3)
-        timing = {"decide": round(self._decide_s * 1000, 3), "total": round((clock() - started) * 1000, 3)}
+        ended = self._service.clock()
+        milestones = {"prefill": self._prefilled, "first_token": self._first_released, "total": ended}
+        timing = {
+            name: round((at - self._started) * 1000, 3) for name, at in milestones.items() if at is not None
+        }
         record = decision_record(
             decision_id=self._decision_id,
             ts=self._admitted_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -170,10 +182,13 @@ class ChoiceObserver:
             subject=self._subject,
             policy=self._policy,
             scores=self._scorer.series(),
+            series=self._service.series,
             waivers=self._decider.waivers,
             delivered_tokens=self._num_released,
             stream=self._stream,
             usage={"prompt_tokens": self._num_prompt, "completion_tokens": self._num_scored[Phase.RESPONSE]},
-            timing_ms=timing if first is None else {"first_token": first, **timing},
+            timing_ms={**timing, "decide": round(self._decide_s * 1000, 3)},
+            subject_hmac=self._subject_hmac,
+            content=self._content.record() if self._content else None,
         )
         return {**record, "choice": self._choice, "outcome": self._kind(closed, error)}

@@ -1,6 +1,6 @@
 """The policy in force. A reload replaces it whole or not at all; a request keeps the one it was admitted under."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import structlog
@@ -20,9 +20,15 @@ class PolicyStore:
         path: Path,
         monitors: Mapping[str, MonitorInfo],
         vectors: Mapping[str, VectorInfo],
+        *,
         max_response_tokens: int | None = None,
+        check: Callable[[Policy], None] = lambda _: None,
     ) -> None:
-        """Raises PolicyError, OSError or ValueError (its tests fail): a server does not start on a policy that is wrong."""
+        """`check` raises ValueError for a policy that this server can't keep.
+
+        Raises PolicyError, OSError or ValueError (its tests fail): a server does not start on a policy that is wrong.
+        """
+        self._check = check
         self._path = path
         self._monitors = monitors
         self._vectors = vectors
@@ -48,4 +54,5 @@ class PolicyStore:
             raise ValueError(
                 f"tests of {policy} fail: {', '.join(failed)}; see: interlock policy test {self._path}"
             )
+        self._check(policy)
         return policy

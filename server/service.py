@@ -5,8 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from guard.audit import SeriesFormat
 from guard.policy import Policy
-from server.audit import AuditLog
+from server.auditing.content import ContentRules
+from server.auditing.writer import AuditLog
 from server.engines.base import Engine
 from server.metrics import Metrics
 from server.policy_store import PolicyStore
@@ -33,6 +35,8 @@ class Service:
     audit: AuditLog | None
     clock: Callable[[], float]  # monotonic seconds
     now: Callable[[], datetime]  # aware, UTC
+    content: ContentRules = field(default_factory=ContentRules)  # what of prompts and replies is recorded
+    series: SeriesFormat = "exact"  # how scores are recorded
     started: int = 0  # Unix seconds
     max_body_bytes: int = 8 * 1024 * 1024
     drain: Drain = field(default_factory=Drain)

@@ -31,3 +31,20 @@ async def reload(request: Request) -> Body:
     except (PolicyError, OSError, ValueError) as error:
         raise bad_request(str(error), code="policy_invalid") from error
     return {"policy": str(policy), "digest": policy.digest}
+
+
+@router.get("/-/audit")
+async def audit(request: Request) -> Body:
+    """The state of the decision log."""
+    service: Service = request.app.state.service
+    log = service.audit
+    if log is None:
+        return {"enabled": False}
+    return {
+        "enabled": True,
+        "on_full": log.settings.on_full,
+        "trouble": log.trouble,
+        "refuses_requests": log.refuses,
+        "queued": log.queued,
+        "last_write_age_s": round(log.last_write_age_s, 3),
+    }

@@ -18,8 +18,14 @@ _STALLED_S = 30.0  # one step takes that long: the model hangs
 @router.head("/health")
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """200 with an empty body, or 503: the engine has ended, or hangs in a step."""
-    return Response(status_code=200 if _is_healthy(request.app.state.service) else 503)
+    """200 with an empty body, or 503: the engine has ended, or hangs in a step.
+
+    A decision log that can't be written is told in a header: restarting the server would not cure it.
+    """
+    service: Service = request.app.state.service
+    trouble = service.audit.trouble if service.audit is not None else None
+    headers = {"x-interlock-note": f"decision log: {trouble}"} if trouble else {}
+    return Response(status_code=200 if _is_healthy(service) else 503, headers=headers)
 
 
 @router.get("/ping")

@@ -167,6 +167,13 @@ class GenerationRequest(BaseModel):
         return len(set(self.model_extra or ()) - _ACCEPTED - set(_REFUSED))
 
     @property
+    def end_user(self) -> str:
+        """The client's name for its own user; "" if there is none."""
+        extra = self.model_extra or {}
+        name = extra.get("safety_identifier") or extra.get("user")
+        return name if isinstance(name, str) else ""
+
+    @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 

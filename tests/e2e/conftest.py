@@ -68,8 +68,7 @@ class Live:
     def records(self) -> list[dict[str, Any]]:
         """The decision log so far, once the queue is written."""
         for _ in range(100):
-            queue = self.service.audit._queue
-            if queue.empty():
+            if self.service.audit.queued == 0:
                 break
             time.sleep(0.01)
         time.sleep(0.05)
@@ -114,6 +113,7 @@ def make_service(
     audit_path: Path,
     tokenizer: Tokenizer | None = None,
     vectors: Sequence[str] = (),
+    **service_options: Any,
 ) -> Service:
     policy_path = audit_path.with_suffix(".yaml")
     policy_path.write_text(policy)
@@ -121,15 +121,17 @@ def make_service(
     policies = PolicyStore(policy_path, describe_monitors(engine.monitors), tested)
     metrics = create_metrics(engine.info.model_id, policies.current)
     metrics.watch_load(engine.load)
+    if "audit" not in service_options:
+        service_options["audit"] = open_audit(audit_path, metrics)
     return Service(
         engine=engine,
         tokenizer=tokenizer or ByteTokenizer(),
         scoring=Scoring(engine.monitors),
         policies=policies,
         metrics=metrics,
-        audit=open_audit(audit_path, metrics),
         clock=time.monotonic,
         now=lambda: datetime.now(UTC),
+        **service_options,
     )
 
 
@@ -146,13 +148,14 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Live]]:
             tokenizer: Tokenizer | None = None,
             monitors: Sequence[str] = ("harm", "deception"),
             vectors: Sequence[str] = ("calm",),
+            service_options: Mapping[str, Any] | None = None,
             **app_options: Any,
         ) -> Live:
             if engine is None:
                 played = script if callable(script) else lambda _: script
                 engine = ScriptedEngine(played, monitors, vectors=vectors)
             path = tmp_path / f"audit-{time.monotonic_ns()}.jsonl"
-            service = make_service(engine, policy, path, tokenizer, vectors)
+            service = make_service(engine, policy, path, tokenizer, vectors, **(service_options or {}))
             return stack.enter_context(running(service, path, **app_options))
 
         yield start

@@ -150,3 +150,25 @@ def test_serve_refuses_a_model_that_is_not_there_and_a_model_without_a_policy(po
     said = interlock("serve", "--model", tmp_path)
     assert said.returncode == 2
     assert "--policy" in said.stderr
+
+
+def test_serve_refuses_to_log_hashes_without_a_key(model_folder, policy_file, tmp_path):
+    policy_file.write_text(
+        "apiVersion: interlock/v1\nkind: Policy\nmetadata: {name: p, version: '1'}\ndefaults: {log: {content: hash}}\n"
+    )
+    log = ["--audit", tmp_path / "decisions.jsonl"]
+    said = interlock("serve", "--model", model_folder, "--policy", policy_file, *log)
+    assert said.returncode == 2
+    assert "INTERLOCK__AUDIT_HMAC_KEY_FILE" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def test_serve_refuses_a_log_that_it_can_t_write(model_folder, policy_file, tmp_path):
+    policy_file.write_text("apiVersion: interlock/v1\nkind: Policy\nmetadata: {name: p, version: '1'}\n")
+    said = interlock("serve", "--model", model_folder, "--policy", policy_file, "--audit", tmp_path)
+    assert said.returncode == 2
+    assert f"decision log {tmp_path}: not a regular file" in said.stderr
+    assert "Traceback" not in said.stderr
+    said = interlock("serve", "--log-content-max", "everything")
+    assert said.returncode == 2
+    assert "log_content_max: Input should be 'none', 'hash', 'excerpt' or 'full'" in said.stderr
