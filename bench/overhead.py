@@ -1,22 +1,22 @@
 """What monitoring costs: tokens per second of the guarded engine against the same engine without monitors.
 
-    python -m bench.overhead [--batch 1 8] [--tokens 64] [--rounds 9]
+    python -m bench.overhead [--batch 1 8] [--tokens 24] [--rounds 41]
 
 64 linear probes and 1,000 SAE features over 4 layers of a random 30M-parameter Llama in float32. Both engines run
-the whole pipeline (aggregators, a policy of 20 rules or of none), in one process, alternating round by round; the
-figures are medians of the paired ratios, so that drift of the machine cancels out. Wall time is what a user sees;
-CPU time of the process is steadier on a machine that does other things, too.
+the whole pipeline (aggregators, a policy of 20 rules or of none) on one model in one process, alternating round by
+round. A round gives the median time from one decode step to the next; the figure is the median of the paired ratios.
 """
 
 import argparse
 import asyncio
-import copy
 import os
 import platform
 import statistics
 import time
+from collections.abc import Set as AbstractSet
 from contextlib import aclosing
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, __version__
@@ -32,6 +32,8 @@ from monitors.types import HookPoint
 from server.engines.base import EngineRequest, SamplingParams
 from server.engines.transformers.engine import EngineSettings, TransformersEngine
 from server.engines.transformers.model import prepare
+from server.engines.transformers.sequence import Sequence
+from server.engines.transformers.stepper import StepResult
 from server.pipeline import Choice, guarded
 from server.scoring import Scoring
 
@@ -113,10 +115,19 @@ class Contestant:
         self._policy = policy
         self._count = 0
 
-    async def run(self, batch: int, tokens: int) -> tuple[float, float]:
-        """Decode `tokens` for each of `batch` requests; returns wall and CPU seconds per token."""
+    async def run(self, batch: int, tokens: int) -> float:
+        """Decode `tokens` for each of `batch` requests; returns the median seconds from one decode step to the next."""
+        starts: list[float] = []
+        stepper = self.engine._stepper  # noqa: SLF001
+        step = stepper.step
+
+        def timed(ready: AbstractSet[Sequence]) -> list[tuple[Sequence, StepResult]]:
+            if len(stepper.rows.decoding) == batch:
+                starts.append(time.perf_counter())
+            return step(ready)
+
+        stepper.step = timed  # type: ignore[method-assign]
         sampling = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
-        started: list[tuple[float, float]] = []
 
         async def one(index: int) -> None:
             self._count += 1
@@ -125,36 +136,32 @@ class Contestant:
             choice = Choice(index, request, self._scoring.scorer(decider.monitors), decider, _Silent())
             async with aclosing(guarded(self.engine, choice, time.perf_counter)) as events:
                 async for _ in events:
-                    if len(started) < batch:
-                        started.append(
-                            (time.perf_counter(), time.process_time())
-                        )  # prompts are fed first; the clock runs on decoding
+                    pass
 
         await asyncio.gather(*(one(index) for index in range(batch)))
-        wall, cpu = started[-1]
-        return (time.perf_counter() - wall) / (batch * tokens), (time.process_time() - cpu) / (batch * tokens)
+        stepper.step = step  # type: ignore[method-assign]
+        return statistics.median(after - before for before, after in pairwise(starts))
 
 
 async def measure(batch: int, tokens: int, rounds: int) -> None:
     model = build_model()
-    bare = Contestant(copy.deepcopy(model), MonitorSet(), build_policy(with_rules=False), batch)
+    # one model in memory for both: two copies differ by several per cent by where they happen to lie
+    bare = Contestant(model, MonitorSet(), build_policy(with_rules=False), batch)
     guarded_engine = Contestant(model, build_monitors(), build_policy(with_rules=True), batch)
     contestants = (bare, guarded_engine)
     for contestant in contestants:
         await contestant.engine.start()
-        await contestant.run(batch, 8)  # warm up
-    walls, cpus, bare_walls = [], [], []
+        await contestant.run(batch, tokens)  # warm up
+    costs, bare_steps = [], []
     for index in range(rounds):
         order = contestants if index % 2 else contestants[::-1]
-        times = {id(c): await c.run(batch, tokens) for c in order}
-        (bare_wall, bare_cpu), (wall, cpu) = times[id(bare)], times[id(guarded_engine)]
-        walls.append((wall / bare_wall - 1) * 100)
-        cpus.append((cpu / bare_cpu - 1) * 100)
-        bare_walls.append(bare_wall)
-        print(f"  round {index + 1}/{rounds}: {walls[-1]:+.1f} %", end="\r", flush=True)
+        step_s = {id(c): await c.run(batch, tokens) for c in order}
+        bare_steps.append(step_s[id(bare)])
+        costs.append((step_s[id(guarded_engine)] / step_s[id(bare)] - 1) * 100)
+        print(f"  round {index + 1}/{rounds}: {costs[-1]:+.1f} %", end="\r", flush=True)
     print(
-        f"batch {batch:3}: bare {1 / statistics.median(bare_walls):7.1f} tok/s; with {NUM_PROBES} probes, "
-        f"{NUM_FEATURES} SAE features and {NUM_RULES} rules, time per token: wall {_spread(walls)}, CPU {_spread(cpus)}"
+        f"batch {batch:3}: bare {batch / statistics.median(bare_steps):7.1f} tok/s; with {NUM_PROBES} probes, "
+        f"{NUM_FEATURES} SAE features and {NUM_RULES} rules, time per token {_spread(costs)}"
     )
     for contestant in contestants:
         await contestant.engine.stop()
@@ -170,8 +177,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--tokens", type=int, default=64, help="per response")
-    parser.add_argument("--rounds", type=int, default=9, help="pairs of runs; the order alternates")
+    parser.add_argument("--tokens", type=int, default=24, help="per response")
+    parser.add_argument("--rounds", type=int, default=41, help="pairs of runs; the order alternates")
     options = parser.parse_args()
     print(
         f"torch {torch.__version__}, transformers {__version__}, {torch.get_num_threads()} threads, "
