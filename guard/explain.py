@@ -74,7 +74,7 @@ def _call(call: Call) -> str:
     what = what[0].lower() + what[1:]
     over = "the last " + _tokens(call.window) if call.window else "all tokens so far"
     first = "the first" if call.need == 1 else f"{call.need}"
-    return f"{call.text}: {what}, of {call.over} over {over}; known from {first} judged token{'s' * (call.need > 1)} on"
+    return f"{call.text}: {what} ({call.over}, {over}); known from {first} judged token{'s' * (call.need > 1)} on"
 
 
 def _tokens(count: int) -> str:
@@ -82,9 +82,11 @@ def _tokens(count: int) -> str:
 
 
 def _unknown(rule: Rule) -> str:
-    need = max((call.need for call in rule.calls), default=1)
-    told = "before the first judged token" if need == 1 else f"with fewer than {need} judged tokens"
-    return f"{told} a number is not known, a comparison with it is neither true nor false, and the rule fires on true only"
+    late = [f"{call.text} before {call.need} judged tokens" for call in rule.calls if call.need > 1]
+    if len(late) < len(rule.calls):
+        late.append("the others before the first judged token" if late else "before the first judged token")
+    told = "; ".join(late)
+    return f"{told}: the comparison is neither true nor false then, and a rule fires on true only"
 
 
 def _whom(match: Match) -> str:

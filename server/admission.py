@@ -126,7 +126,8 @@ class Admission:
         stream: bool,
     ) -> Choice:
         service = self._service
-        decider = policy.decider(subject, now=service.now())
+        now = service.now()  # the time that is recorded is the time that was decided by: a replay needs it
+        decider = policy.decider(subject, now=now)
         scorer = service.scoring.scorer(decider.monitors)
         observer = ChoiceObserver(
             service,
@@ -135,6 +136,7 @@ class Admission:
             decider,
             scorer,
             decision_id=decision_id,
+            admitted_at=now,
             choice=index,
             num_prompt=len(request.prompt_ids),
             stream=stream,

@@ -1,6 +1,7 @@
 """What is remembered of one choice: its metrics as it goes, and its decision record at the end."""
 
 import asyncio
+from datetime import datetime
 
 from guard.audit import decision_record
 from guard.decider import Decider
@@ -33,6 +34,7 @@ class ChoiceObserver:
         scorer: Scorer,
         *,
         decision_id: str,
+        admitted_at: datetime,
         choice: int,
         num_prompt: int,
         stream: bool,
@@ -47,7 +49,7 @@ class ChoiceObserver:
         self._num_prompt = num_prompt
         self._stream = stream
         self._started = service.clock()
-        self._admitted_at = service.now()
+        self._admitted_at = admitted_at
         self._last_token: float | None = None
         self._first_released: float | None = None
         self._num_released = 0

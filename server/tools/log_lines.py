@@ -31,5 +31,5 @@ def log_lines(
                 data, too_long = more, True
                 size += len(more)
             on_read(size)
-            if data.strip():
+            if too_long or data.strip():
                 yield LogLine(number, b"" if too_long else data, data.endswith(b"\n"))

@@ -43,7 +43,7 @@ def replay_logs(path: Path, logs: Sequence[Path], *, examples: int, expect_same:
         problems.append(Problem(", ".join(map(str, logs)), 1, 1, "nothing-judged", f"the log {told}"))
     differs = expect_same and tally.num_same != tally.num_judged
     code = ExitCode.ERRORS if problems or differs else ExitCode.OK
-    lines = tuple(_lines(tally))
+    lines = tuple(_lines(tally)) if tally.num_judged or tally.num_unjudged else ()
     return Report(
         "replay", "\n".join(lines), _data(tally), tuple(problems), notices=tuple(_changes(tally)), code=code
     )
