@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from guard.policy import Policy
 from guard.recorded import Recorded, UnjudgedError, read_record
 from guard.replay import replay
-from guard.types import JsonObject, Mode, OnError, Outcome, Phase, Severity
+from guard.types import JsonObject, Mode, OnError, Outcome, Phase
 
 _STOPPED = ("block", "replace", "unavailable")
-_ORDER = (*(severity.name.lower() for severity in Severity), "unavailable")  # from the weakest verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +75,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Change:
-    """From one verdict to another, because of a rule of the candidate that acts, or of the old policy that no longer does."""
+    """From one verdict to another, each with the rule that made it; "" where none did."""
 
     before: str
+    before_rule: str
     after: str
-    rule: str
+    after_rule: str
+
+    def __str__(self) -> str:
+        return f"{_by(self.before, self.before_rule)} -> {_by(self.after, self.after_rule)}"
 
 
 @dataclass(slots=True)
@@ -139,8 +142,7 @@ class Backtest:
         elif before.verdict == after.verdict:
             self.shifted.add(name, self.keep)
         else:
-            stricter = _ORDER.index(after.verdict) > _ORDER.index(before.verdict)
-            change = Change(before.verdict, after.verdict, acting_rule(after if stricter else before))
+            change = Change(before.verdict, acting_rule(before), after.verdict, acting_rule(after))
             self.changes.setdefault(change, Group()).add(name, self.keep)
 
 
@@ -150,6 +152,10 @@ def acting_rule(outcome: Outcome) -> str:
         closed = (f.rule for f in outcome.failures if f.mode is Mode.ENFORCE and f.on_error is OnError.CLOSED)
         return next(closed, "")
     return next((m.rule for m in outcome.matches if m.severity is outcome.action), "")
+
+
+def _by(verdict: str, rule: str) -> str:
+    return f"{verdict} by rule {rule}" if rule else verdict
 
 
 def _name(record: JsonObject) -> str:

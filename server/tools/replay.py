@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,7 @@ def _lines(tally: Backtest) -> Iterator[str]:
 def _changes(tally: Backtest) -> Iterator[str]:
     """The most frequent first."""
     for change, group in sorted(tally.changes.items(), key=lambda item: (-item[1].count, item[0])):
-        by = f" by rule {change.rule}" if change.rule else ""
-        yield f"{group.count:,} {change.before} -> {change.after}{by}{_examples(group)}"
+        yield f"{group.count:,} {change}{_examples(group)}"
 
 
 def _examples(group: Group) -> str:
@@ -127,9 +127,7 @@ def _data(tally: Backtest) -> dict[str, Any]:
         "shifted": {"count": tally.shifted.count, "examples": tally.shifted.examples},
         "changes": [
             {
-                "before": change.before,
-                "after": change.after,
-                "rule": change.rule,
+                **asdict(change),
                 "count": group.count,
                 "examples": group.examples,
             }

@@ -196,8 +196,11 @@ def test_who_would_newly_be_blocked_is_told_by_rule_with_examples():
         record([0.1], [0.2], decision_id="fine"),
         record([0.95], [], decision_id="still"),
     )
-    told = {(c.before, c.after, c.rule): (g.count, g.examples) for c, g in tally.changes.items()}
-    assert told == {("allow", "block", "r0"): (1, ["newly"]), ("block", "annotate", "r1"): (1, ["softer"])}
+    told = {str(c): (g.count, g.examples) for c, g in tally.changes.items()}
+    assert told == {
+        "allow -> block by rule r0": (1, ["newly"]),
+        "block by rule r1 -> annotate by rule r1": (1, ["softer"]),
+    }
     assert (tally.num_judged, tally.num_same, tally.num_changed) == (4, 2, 2)
     assert tally.num_open_ended == 1
     assert tally.verdicts_before == {"allow": 2, "block": 2}
@@ -239,7 +242,7 @@ def test_a_block_on_the_prompt_needs_no_scores_of_the_response():
         ]
     )
     tally = tally_of(both, record([0.6], [0.2]))
-    assert [c.rule for c in tally.changes] == ["r0"]
+    assert [c.after_rule for c in tally.changes] == ["r0"]
 
 
 def test_a_prompt_that_was_cut_off_is_not_decided():

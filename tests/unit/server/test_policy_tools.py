@@ -347,7 +347,7 @@ def test_replay_tells_who_would_newly_be_blocked(file, log):
     stricter = changed(file, ("0.90", "0.85"))
     code, data = in_json("replay", "--audit", log, stricter)
     assert (code, data["judged"], data["same"], data["tokens"]) == (0, 3, 2, 7)
-    assert data["changes"] == [{"before": "allow", "after": "block", "rule": "prompt", "count": 1, "examples": ["d1"]}]  # fmt: skip
+    assert data["changes"] == [{"before": "allow", "before_rule": "", "after": "block", "after_rule": "prompt", "count": 1, "examples": ["d1"]}]  # fmt: skip
     assert "1 allow -> block by rule prompt: d1" in interlock("replay", "--audit", log, stricter).stdout
     github = interlock("replay", "--audit", log, stricter, "--format", "github").stdout
     assert "::notice title=interlock policy replay::1 allow -> block by rule prompt: d1" in github
