@@ -4,6 +4,7 @@ Text in, text out. Block mappings are reordered by whole lines, so that a commen
 round trip then sets the indentation. Nothing is returned unless it means the same, to the digest, and keeps every comment.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,6 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.resolver import VersionedResolver
 
 from guard.errors import PolicyError, Problem
-from guard.policy import documents_digest
 from guard.schema import DOCUMENTS
 from guard.validate import models_in, read_document
 from guard.yaml_source import Node, Source, source_from_text
@@ -52,7 +52,8 @@ def formatted(text: str, file: str) -> str:
 
 
 def _means(source: Source) -> str:
-    return documents_digest([source.root.plain()])
+    """The document as canonical JSON, which is what the digest of a policy is made of."""
+    return json.dumps(source.root.plain(), sort_keys=True)
 
 
 def _comments(source: Source, text: str) -> Counter[str]:

@@ -142,7 +142,7 @@ def _policy(
     return Policy(
         name=policies[0].metadata.name if len(policies) == 1 else name,
         version="+".join(dict.fromkeys(document.metadata.version for document in policies)),
-        digest=documents_digest([source.root.plain() for source, _ in read]),
+        digest=_digest([source.root.plain() for source, _ in read]),
         rules=tuple(checker.rules),
         waivers=tuple(checker.waivers),
         tests=tuple(test for document in documents for test in document.tests),
@@ -152,8 +152,7 @@ def _policy(
     )
 
 
-def documents_digest(documents: list[object]) -> str:
-    """sha256 of plain documents as canonical JSON: equal digests, equal meaning."""
+def _digest(documents: list[object]) -> str:
     canonical = json.dumps(
         documents, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )

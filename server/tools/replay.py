@@ -93,7 +93,7 @@ def _lines(tally: Backtest) -> Iterator[str]:
         yield f"before: {_counts(tally.verdicts_before)}"
         yield f"after:  {_counts(tally.verdicts_after)}"
     if tally.num_unjudged:
-        yield f"{tally.num_unjudged:,} records could not be judged"
+        yield f"records that could not be judged: {tally.num_unjudged:,}"
     for reason, group in sorted(tally.unjudged.items(), key=lambda item: -item[1].count):
         yield f"    {group.count:,} {reason}{_examples(group)}"
     if tally.num_open_ended:
