@@ -11,7 +11,7 @@ from guard.actions.block import Block
 from guard.actions.log import Log
 from guard.actions.replace import Replace
 from guard.actions.steer import Steer
-from guard.expressions import Call
+from guard.expressions import Call, calls
 from guard.functions import FUNCTIONS
 from guard.policy import Policy
 from guard.rules import Rule, Waiver
@@ -44,7 +44,7 @@ def _lines(policy: Policy, rule: Rule, now: datetime) -> Iterator[tuple[str, str
         yield "about", " ".join(rule.description.split())
     yield "when", " ".join(rule.when.split())
     yield "decided", _decided(rule)
-    for call in rule.calls:
+    for call in calls(rule.condition):
         yield "reads", _call(call)
     yield "unknown", _unknown(rule)
     yield "applies to", _whom(rule.match)
@@ -82,8 +82,10 @@ def _tokens(count: int) -> str:
 
 
 def _unknown(rule: Rule) -> str:
-    late = [f"{call.text} before {call.need} judged tokens" for call in rule.calls if call.need > 1]
-    if len(late) < len(rule.calls):
+    late = [
+        f"{call.text} before {call.need} judged tokens" for call in calls(rule.condition) if call.need > 1
+    ]
+    if len(late) < len(calls(rule.condition)):
         late.append("the others before the first judged token" if late else "before the first judged token")
     told = "; ".join(late)
     return f"{told}: the comparison is neither true nor false then, and a rule fires on true only"

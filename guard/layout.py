@@ -36,7 +36,7 @@ def formatted(text: str, file: str) -> str:
     source = source_from_text(text, file)
     model = DOCUMENTS[read_document(source).kind]
     unix = text.replace("\r\n", "\n").replace("\r", "\n")
-    clean = "\n".join(line.rstrip() for line in unix.split("\n"))
+    clean = "\n".join(line.rstrip() for line in unix.split("\n")).lstrip("\n")
     for candidate in (clean, unix):  # blanks at the end of a line may belong to a block of text
         try:
             laid_out = _round_trip(_reordered(source_from_text(candidate, file), candidate, model), model)
@@ -224,7 +224,8 @@ def _tidy_comments(source: Source, text: str) -> str:
         at = _comment_at(masked)
         code = line[:at].rstrip() if at >= 0 else line
         if at >= 0:
-            tidy.append(f"{code}  {line[at:]}" if code else " " * max(at, below) + line[at:])
+            comment = line[at:].rstrip()
+            tidy.append(f"{code}  {comment}" if code else " " * max(at, below) + comment)
         else:
             tidy.append(line)
         if code.strip():

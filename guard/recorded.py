@@ -24,6 +24,9 @@ from guard.types import (
 )
 
 VERSION = 1
+MAX_TOKENS = (
+    1 << 24
+)  # of a phase: no model has more, and a damaged count must not keep a replay busy for ever
 
 
 class UnjudgedError(GuardError):
@@ -56,8 +59,8 @@ class _Part(BaseModel):
 
 
 class _Usage(_Part):
-    prompt_tokens: int = Field(0, ge=0)
-    completion_tokens: int = Field(0, ge=0)
+    prompt_tokens: int = Field(0, ge=0, le=MAX_TOKENS)
+    completion_tokens: int = Field(0, ge=0, le=MAX_TOKENS)
 
 
 class _PolicyName(_Part):
@@ -128,11 +131,7 @@ def read_record(record: JsonObject) -> Recorded:
     )
     if cut_off:
         num_tokens[Phase.PROMPT] = longest[Phase.PROMPT]
-    num_tokens[Phase.PROMPT] = max(num_tokens[Phase.PROMPT], longest[Phase.PROMPT])
-    # One token without any score shows all that more of them would, as a rule fails once.
-    num_tokens[Phase.RESPONSE] = max(
-        longest[Phase.RESPONSE], min(num_tokens[Phase.RESPONSE], longest[Phase.RESPONSE] + 1)
-    )
+    num_tokens = {phase: max(num_tokens[phase], longest[phase]) for phase in Phase}
     return Recorded(
         decision_id=read.decision_id,
         choice=read.choice,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from guard.conditions import Aggregates, Verdict, compile_condition
+from guard.expressions import calls
 from guard.rules import Rule
 from guard.types import Phase, Score
 
@@ -24,7 +25,7 @@ def trace(rules: Sequence[Rule], series: Mapping[Phase, Mapping[str, Sequence[Sc
     """One row per token. A series that is not given is silent: its monitor judges no token."""
     aggregates = Aggregates()
     conditions = {rule.id: compile_condition(rule.condition, aggregates) for rule in rules}
-    calls = {call.text: aggregates[call] for rule in rules for call in rule.calls}
+    numbers = {call.text: aggregates[call] for rule in rules for call in calls(rule.condition)}
     broken: set[tuple[Phase, str]] = set()
     rows: list[TraceRow] = []
     for phase in Phase:
@@ -39,7 +40,7 @@ def trace(rules: Sequence[Rule], series: Mapping[Phase, Mapping[str, Sequence[Sc
             verdicts = {
                 rule.id: "error" if rule.reads & broken else _word(conditions[rule.id]()) for rule in rules
             }
-            values_now = {text: aggregate.value for text, aggregate in calls.items()}
+            values_now = {text: aggregate.value for text, aggregate in numbers.items()}
             named = {f"{phase}.{name}": score for name, score in scores.items()}
             rows.append(TraceRow(phase, token, named, values_now, verdicts))
     return rows
