@@ -126,7 +126,7 @@ def test_a_file_that_is_not_a_policy_is_refused_with_its_problems():
 COMMENTED = [i for i, line in enumerate(UNTIDY.split("\n")) if line and "hello" not in line]
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=150)
 @given(
     st.lists(
         st.tuples(
