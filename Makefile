@@ -48,6 +48,7 @@ test-gpu: setup ## Run the tests that need a CUDA device
 
 bench: setup ## Measure (prints figures with their conditions)
 	$(BIN)/python -m bench.decide
+	$(BIN)/python -m bench.replay
 	$(BIN)/python -m bench.overhead
 
 demo: setup ## Write the corpus, train the demo model and fit its monitors anew (about an hour on two cores)

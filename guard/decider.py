@@ -113,6 +113,16 @@ class Decider:
         """
         return self._holdback
 
+    @property
+    def ended(self) -> bool:
+        """A stop or `finish` ended the response: no step may follow."""
+        return bool(self._ended)
+
+    @property
+    def all_matched(self) -> bool:
+        """No rule is left that could still match."""
+        return all(watch.matched for watch in self._watches)
+
     def decide(self, step: StepScores) -> Decision:
         """Judge the next prompt chunk or response token. Raises DeciderError if it is not the next one."""
         if self._ended:

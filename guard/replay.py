@@ -1,10 +1,16 @@
-"""Recompute what became of a response from its recorded scores: same scores, same decisions."""
+"""Recompute what became of a response from its recorded scores: same scores, same decisions.
+
+The decider that decides live decides here, too. What is skipped is only what provably changes nothing: rules that the
+recorded scores rule out (see `bounds`), and with them, as a rule, all tokens of a harmless response.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace as with_changes
 from datetime import datetime
 
+from guard.bounds import Bounds
 from guard.policy import Policy
-from guard.types import Outcome, Phase, Score, StepScores, Stop, Subject
+from guard.types import Outcome, Phase, Score, StepScores, Subject
 
 SeriesByMonitor = Mapping[str, Sequence[Score]]
 
@@ -17,19 +23,38 @@ def replay(
     now: datetime,
     *,
     rollout_bucket: float | None = None,
+    num_prompt: int | None = None,
+    num_response: int | None = None,
+    prompt_complete: bool = True,
 ) -> Outcome:
     """Decide a recorded response under a policy: the one of that time, or a candidate.
 
-    A series that is shorter than the longest of its phase is missing from there on; a monitor without a series
-    is missing altogether. Both are failures of the rules that read it.
+    `num_prompt` and `num_response` are the tokens of each phase; None: as many as the longest series has. A series
+    that is shorter is missing from there on; a monitor without a series is missing altogether. Both are failures of
+    the rules that read it. A prompt that is not complete was cut off before its rules were decided.
     """
-    decider = policy.decider(subject, now=now, rollout_bucket=rollout_bucket)
-    decision = decider.decide(StepScores(Phase.PROMPT, 0, _longest(prompt_series), prompt_series, final=True))
-    for token in range(_longest(response_series)):
-        if any(isinstance(effect, Stop) for effect in decision.effects):
-            return decider.outcome
-        scores = {name: series[token : token + 1] for name, series in response_series.items()}
-        decision = decider.decide(StepScores(Phase.RESPONSE, token, 1, scores))
+    num_tokens = {
+        Phase.PROMPT: _longest(prompt_series) if num_prompt is None else num_prompt,
+        Phase.RESPONSE: _longest(response_series) if num_response is None else num_response,
+    }
+    bounds = Bounds({Phase.PROMPT: prompt_series, Phase.RESPONSE: response_series}, num_tokens)
+    busy = tuple(rule for rule in policy.rules if not bounds.is_idle(rule))
+    if not busy:
+        return Outcome()
+    decider = with_changes(policy, rules=busy).decider(subject, now=now, rollout_bucket=rollout_bucket)
+    prompt = StepScores(Phase.PROMPT, 0, num_tokens[Phase.PROMPT], prompt_series, final=prompt_complete)
+    decider.decide(prompt)
+    if not prompt_complete:
+        return decider.outcome
+    read = {
+        name: response_series.get(name, ()) for phase, name in decider.monitors if phase is Phase.RESPONSE
+    }
+    can_fail = not all(map(bounds.can_judge, busy))
+    for token in range(num_tokens[Phase.RESPONSE]):
+        if decider.ended or (decider.all_matched and not can_fail):
+            break  # nothing that follows changes the outcome
+        scores = {name: series[token : token + 1] for name, series in read.items()}
+        decider.decide(StepScores(Phase.RESPONSE, token, 1, scores))
     return decider.outcome
 
 

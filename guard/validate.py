@@ -94,12 +94,12 @@ def _model_at(document: type[BaseModel], path: tuple[int | str, ...]) -> type[Ba
             continue  # an item of a list has the list's model
         if model is None or step not in model.model_fields:
             return None
-        model = next(_models_in(model.model_fields[step].annotation), None)
+        model = next(models_in(model.model_fields[step].annotation), None)
     return model
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
-        yield from _models_in(part)
+        yield from models_in(part)

@@ -168,7 +168,8 @@ class Admission:
         end_user: str,
     ) -> Choice:
         service = self._service
-        decider = policy.decider(subject, now=service.now())
+        now = service.now()  # the time that is recorded is the time that was decided by: a replay needs it
+        decider = policy.decider(subject, now=now)
         scorer = service.scoring.scorer(decider.monitors)
         observer = ChoiceObserver(
             service,
@@ -177,6 +178,7 @@ class Admission:
             decider,
             scorer,
             decision_id=decision_id,
+            admitted_at=now,
             choice=index,
             num_prompt=len(request.prompt_ids),
             stream=stream,

@@ -2,6 +2,7 @@
 
 import asyncio
 import traceback
+from datetime import datetime
 from pathlib import Path
 
 import structlog
@@ -40,6 +41,7 @@ class ChoiceObserver:
         scorer: Scorer,
         *,
         decision_id: str,
+        admitted_at: datetime,
         choice: int,
         num_prompt: int,
         stream: bool,
@@ -58,7 +60,7 @@ class ChoiceObserver:
         self._content = content
         self._subject_hmac = subject_hmac
         self._started = service.clock()
-        self._admitted_at = service.now()
+        self._admitted_at = admitted_at
         self._last_token: float | None = None
         self._prefilled: float | None = None
         self._first_released: float | None = None

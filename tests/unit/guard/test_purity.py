@@ -5,6 +5,10 @@ import sys
 
 
 def test_importing_the_guard_loads_no_heavy_library():
-    command = [sys.executable, "-c", "import sys, guard.policy_test, guard.audit; print(*sys.modules)"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys, guard.policy_test, guard.audit, guard.backtest, guard.layout; print(*sys.modules)",
+    ]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()  # noqa: S603
     assert not {"torch", "transformers", "fastapi", "httpx", "monitors", "server"} & set(loaded)

@@ -1,0 +1,163 @@
+"""A candidate policy on recorded traffic: whose decision would be another one, by which rule, and what can't be known.
+
+Records are taken one by one, and only counts and a few examples are kept, so that a log may be of any length.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from guard.policy import Policy
+from guard.recorded import Recorded, UnjudgedError, read_record
+from guard.replay import replay
+from guard.types import JsonObject, Mode, OnError, Outcome, Phase
+
+_STOPPED = ("block", "replace", "unavailable")
+
+
+@dataclass(frozen=True, slots=True)
+class Rejudged:
+    """One response under the policy of its time and under the candidate."""
+
+    recorded: Recorded
+    after: Outcome
+
+    @property
+    def same(self) -> bool:
+        """The same to the last bit: verdict, place, every match with its values, every failure."""
+        return self.after == self.recorded.outcome
+
+    @property
+    def open_ended(self) -> bool:
+        """The recorded reply was stopped and would not be now: what the model would have said next is not known."""
+        return self.recorded.outcome.verdict in _STOPPED and self.after.verdict not in _STOPPED
+
+
+def rejudge(policy: Policy, record: JsonObject) -> Rejudged:
+    """Decide a record again, at its own time. Raises UnjudgedError."""
+    recorded = read_record(record)
+    needed = policy.decider(recorded.subject, now=recorded.now).monitors
+    lacking = recorded.lacks(needed, Phase.PROMPT)
+    if not lacking:
+        after = _decide(policy, recorded)
+        if after.phase is Phase.PROMPT and after.verdict in _STOPPED:
+            return Rejudged(recorded, after)  # there is no response to look at
+        lacking = recorded.lacks(needed, Phase.RESPONSE)
+        if not lacking:
+            return Rejudged(recorded, after)
+    raise UnjudgedError(f"no scores of {lacking} were recorded")
+
+
+def _decide(policy: Policy, recorded: Recorded) -> Outcome:
+    return replay(
+        policy,
+        recorded.subject,
+        recorded.series[Phase.PROMPT],
+        recorded.series[Phase.RESPONSE],
+        recorded.now,
+        num_prompt=recorded.num_tokens[Phase.PROMPT],
+        num_response=recorded.num_tokens[Phase.RESPONSE],
+        prompt_complete=recorded.prompt_complete,
+    )
+
+
+@dataclass(slots=True)
+class Group:
+    """Decisions of one sort: how many, and the first few by their ids."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, example: str, keep: int) -> None:
+        self.count += 1
+        if len(self.examples) < keep:
+            self.examples.append(example)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Change:
+    """From one verdict to another, each with the rule that made it; "" where none did."""
+
+    before: str
+    before_rule: str
+    after: str
+    after_rule: str
+
+    def __str__(self) -> str:
+        return f"{_by(self.before, self.before_rule)} -> {_by(self.after, self.after_rule)}"
+
+
+@dataclass(slots=True)
+class Backtest:
+    """The tally."""
+
+    policy: Policy
+    keep: int = 5  # examples of each sort
+    num_judged: int = 0
+    num_tokens: int = 0
+    num_same: int = 0
+    num_rounded: int = 0
+    num_open_ended: int = 0
+    verdicts_before: Counter[str] = field(default_factory=Counter)
+    verdicts_after: Counter[str] = field(default_factory=Counter)
+    changes: dict[Change, Group] = field(default_factory=dict)
+    shifted: Group = field(default_factory=Group)
+    """The same verdict, but by another rule, at another token or with other values."""
+    unjudged: dict[str, Group] = field(default_factory=dict)
+    recorded_under: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def num_unjudged(self) -> int:
+        return sum(group.count for group in self.unjudged.values())
+
+    @property
+    def num_changed(self) -> int:
+        return sum(group.count for group in self.changes.values())
+
+    def add(self, record: JsonObject, place: str) -> None:
+        """Decide one record again and count it. `place` names a record that has no id."""
+        try:
+            judged = rejudge(self.policy, record)
+        except UnjudgedError as error:
+            self.skip(str(error), _name(record) or place)
+            return
+        self._count(judged)
+
+    def skip(self, reason: str, place: str) -> None:
+        """Count a record that cannot be judged."""
+        self.unjudged.setdefault(reason, Group()).add(place, self.keep)
+
+    def _count(self, judged: Rejudged) -> None:
+        recorded, after = judged.recorded, judged.after
+        before = recorded.outcome
+        self.num_judged += 1
+        self.num_tokens += sum(recorded.num_tokens.values())
+        self.num_rounded += recorded.rounded
+        self.num_open_ended += judged.open_ended
+        self.verdicts_before[before.verdict] += 1
+        self.verdicts_after[after.verdict] += 1
+        self.recorded_under[recorded.policy] += 1
+        name = f"{recorded.decision_id}#{recorded.choice}" if recorded.choice else recorded.decision_id
+        if judged.same:
+            self.num_same += 1
+        elif before.verdict == after.verdict:
+            self.shifted.add(name, self.keep)
+        else:
+            change = Change(before.verdict, acting_rule(before), after.verdict, acting_rule(after))
+            self.changes.setdefault(change, Group()).add(name, self.keep)
+
+
+def acting_rule(outcome: Outcome) -> str:
+    """The rule that made the verdict; "" where every rule let the response pass."""
+    if outcome.unavailable:
+        closed = (f.rule for f in outcome.failures if f.mode is Mode.ENFORCE and f.on_error is OnError.CLOSED)
+        return next(closed, "")
+    return next((m.rule for m in outcome.matches if m.severity is outcome.action), "")
+
+
+def _by(verdict: str, rule: str) -> str:
+    return f"{verdict} by rule {rule}" if rule else verdict
+
+
+def _name(record: JsonObject) -> str:
+    name = record.get("decision_id") if isinstance(record, dict) else None
+    return name if isinstance(name, str) else ""
