@@ -15,6 +15,7 @@ from server.auditing.content import PromptText
 from server.engines.base import EngineRequest, SamplingParams
 from server.observer import ChoiceObserver
 from server.pipeline import Choice
+from server.policy_store import InForce
 from server.service import Service
 from server.tokenizer import PromptError
 
@@ -130,7 +131,7 @@ class Admission:
         for job in jobs:
             self._check_length(len(job.prompt), job.sampling.max_tokens, param)
         service = self._service
-        policy, now = service.policies.current, service.now()
+        in_force, now = service.policies.in_force, service.now()
         subject = Subject(
             model=service.engine.info.model_id,
             endpoint=endpoint,
@@ -143,7 +144,7 @@ class Admission:
             self._choice(
                 index,
                 EngineRequest(f"{decision_id}-{index}", job.prompt, job.sampling),
-                policy=policy,
+                in_force=in_force,
                 subject=subject,
                 decision_id=decision_id,
                 stream=bool(body.stream),
@@ -153,14 +154,15 @@ class Admission:
             for index, job in enumerate(jobs)
         )
         prompts = {id(job.prompt): len(job.prompt) for job in jobs}  # choices of one prompt share it
-        return Admitted(decision_id, int(now.timestamp()), policy, subject, sum(prompts.values()), choices)
+        num_prompt = sum(prompts.values())
+        return Admitted(decision_id, int(now.timestamp()), in_force.policy, subject, num_prompt, choices)
 
     def _choice(
         self,
         index: int,
         request: EngineRequest,
         *,
-        policy: Policy,
+        in_force: InForce,
         subject: Subject,
         decision_id: str,
         stream: bool,
@@ -169,8 +171,9 @@ class Admission:
     ) -> Choice:
         service = self._service
         now = service.now()  # the time that is recorded is the time that was decided by: a replay needs it
+        policy = in_force.policy
         decider = policy.decider(subject, now=now)
-        scorer = service.scoring.scorer(decider.monitors)
+        scorer = in_force.scoring.scorer(decider.monitors)
         observer = ChoiceObserver(
             service,
             policy,

@@ -1,8 +1,8 @@
 """From settings to a `Service`: load the model, the monitors and the policy, and check that they fit before anything is served."""
 
 import time
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,11 +11,9 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from guard.policy import Policy
-from guard.types import Budget, JsonObject, MonitorInfo, Scope, VectorInfo
+from guard.types import JsonObject
 from monitors.artifacts import MonitorSet, load_folder
-from monitors.base import Link, Monitor
 from monitors.selfcheck import check_hooks
-from monitors.steering import SteeringVector
 from server.auditing.content import ContentRules, read_key
 from server.auditing.files import Rotation
 from server.auditing.writer import AuditLog, LogSettings
@@ -23,12 +21,12 @@ from server.config import ServerConfig
 from server.engines.transformers.engine import EngineSettings, TransformersEngine
 from server.engines.transformers.model import LoadedModel, load_model
 from server.metrics import Metrics
-from server.policy_store import PolicyStore
-from server.scoring import Scoring
+from server.policy_store import PolicyStore, Sources
 from server.service import Service
 from server.tokenizer import ModelTokenizer
 
 _log = structlog.get_logger()
+_DEFAULT_CONTEXT = 4096  # tokens, where the model would take more
 
 
 def assemble(config: ServerConfig) -> Service:
@@ -44,29 +42,26 @@ def assemble(config: ServerConfig) -> Service:
     )
     check = check_hooks(loaded.model, loaded.blocks, _check_tokens(loaded))
     _log.info("hook points checked", layers=check.num_layers, last_layer=check.last_layer)
-    monitors = load_monitors(config.monitors, loaded)
+    max_context = min(loaded.max_positions, config.max_context or _DEFAULT_CONTEXT)
+    policies = PolicyStore(
+        Sources(config.policy, config.monitors, partial(load_monitors, config.monitors, loaded)),
+        max_response_tokens=max_context,
+        check=content.check,
+    )
     settings = EngineSettings(
         max_batch=config.max_batch,
-        max_context=config.max_context,
+        max_context=max_context,
         max_waiting=config.max_waiting,
         prefill_chunk=config.prefill_chunk,
         prefix_cache_tokens=config.prefix_cache_tokens,
     )
-    engine = TransformersEngine(loaded, monitors, settings)
-    policies = PolicyStore(
-        config.policy,
-        describe_monitors(monitors.monitors),
-        describe_vectors(monitors.vectors.values()),
-        max_response_tokens=engine.info.max_context,
-        check=content.check,
-    )
+    engine = TransformersEngine(loaded, policies.in_force.monitors, settings)
     metrics = create_metrics(engine.info.model_id, policies.current)
     metrics.model_info.labels(engine.info.model_id, engine.info.dtype, engine.info.fingerprint[:12]).set(1)
     metrics.watch_load(engine.load)
     return Service(
         engine=engine,
         tokenizer=ModelTokenizer(loaded.tokenizer),
-        scoring=Scoring(engine.monitors),
         policies=policies,
         metrics=metrics,
         audit=open_audit(config.audit, metrics, log_settings(config)),
@@ -88,27 +83,6 @@ def load_monitors(folder: Path | None, loaded: LoadedModel) -> MonitorSet:
         d_model=loaded.blocks.d_model,
         num_layers=len(loaded.blocks.layers),
     )
-
-
-def describe_monitors(monitors: Iterable[Monitor]) -> dict[str, MonitorInfo]:
-    """What the policy checks may know: names, ranges and calibrations."""
-    return {monitor.name: _describe(monitor) for monitor in monitors}
-
-
-def _describe(monitor: Monitor) -> MonitorInfo:
-    low, high = (0.0, 1.0) if monitor.link is Link.SIGMOID else (None, None)
-    calibration = monitor.calibration
-    if calibration is None:
-        return MonitorInfo(monitor.name, low, high)
-    budgets = tuple(Budget(Scope(t.phase), t.fpr, t.value, t.certified) for t in calibration.thresholds)
-    return MonitorInfo(monitor.name, low, high, budgets, calibration.num_requests, calibration.confidence)
-
-
-def describe_vectors(vectors: Iterable[SteeringVector]) -> dict[str, VectorInfo]:
-    """What the policy checks may know: names, and what the causal test allows."""
-    return {
-        vector.name: VectorInfo(vector.name, vector.steerable, vector.verdict or "") for vector in vectors
-    }
 
 
 def create_metrics(model_id: str, policy: Policy) -> Metrics:

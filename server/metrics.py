@@ -151,6 +151,9 @@ class Metrics:
         )
         self.policy_info = gauge("policy_info", "The policy in force.", "policy", "version", "digest12")
         self.policy_reloads = counter("policy_reloads_total", "Attempts to reload the policy.", "result")
+        self.policy_reload_time = gauge(
+            "policy_last_reload_success_timestamp_seconds", "When the policy was last reloaded, in Unix time."
+        )
         self.policy_reload_ok = gauge(
             "policy_last_reload_successful", "1 if the policy on disk is the one in force."
         )

@@ -1,58 +1,180 @@
-"""The policy in force. A reload replaces it whole or not at all; a request keeps the one it was admitted under."""
+"""The policy in force, with the monitors it reads. A reload replaces both whole or not at all.
 
-from collections.abc import Callable, Mapping
+A request keeps what it was admitted under. What is on disk is compared by content, not by modification times or
+notifications: a ConfigMap mount changes by swapping a symlink, which fools both.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import structlog
+from anyio import to_thread
 
 from guard.policy import Policy, load_policy
 from guard.policy_test import run_tests
-from guard.types import MonitorInfo, VectorInfo
+from guard.types import Budget, Mode, MonitorInfo, Scope, VectorInfo
+from monitors.artifacts import MonitorSet
+from monitors.base import Link, Monitor
+from monitors.steering import SteeringVector
+from server.scoring import Scoring
 
 _log = structlog.get_logger()
+_SHRINK_LIMIT = 0.5  # of the enforced rules may vanish in one reload
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """What one request is admitted under: one reference, swapped at once."""
+
+    policy: Policy
+    monitors: MonitorSet
+    scoring: Scoring
+    sources: "Digests"  # of the files that all this was read from
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """What was on disk."""
+
+    policy: str
+    monitors: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where policy and monitors are read from."""
+
+    policy: Path  # a file, or a folder of *.yaml
+    monitors: Path | None  # a folder of artifacts
+    read_monitors: Callable[[], MonitorSet]  # raises ArtifactError
+
+    def digests(self) -> Digests:
+        """Change with the content of any policy file and of any artifact's JSON (which holds its weights' hash)."""
+        policies = sorted(self.policy.glob("*.y*ml")) if self.policy.is_dir() else [self.policy]
+        artifacts = sorted(self.monitors.glob("*/*.json")) if self.monitors is not None else []
+        return Digests(_digest(policies), _digest(artifacts))
 
 
 class PolicyStore:
-    """Reads the policy at `path`, and reads it again when asked to."""
+    """Reads policy and monitors, and reads them again when asked to."""
 
     def __init__(
         self,
-        path: Path,
-        monitors: Mapping[str, MonitorInfo],
-        vectors: Mapping[str, VectorInfo],
+        sources: Sources,
         *,
+        vectors: Mapping[str, VectorInfo] | None = None,
         max_response_tokens: int | None = None,
         check: Callable[[Policy], None] = lambda _: None,
     ) -> None:
-        """`check` raises ValueError for a policy that this server can't keep.
+        """`vectors` replaces what the artifacts say of vectors; `check` raises ValueError for a policy that this server can't keep.
 
-        Raises PolicyError, OSError or ValueError (its tests fail): a server does not start on a policy that is wrong.
+        Raises PolicyError, ArtifactError, OSError or ValueError (its tests fail): a server does not start on a policy that is wrong.
         """
-        self._check = check
-        self._path = path
-        self._monitors = monitors
+        self._sources = sources
         self._vectors = vectors
         self._max_response_tokens = max_response_tokens
-        self.current = self._load()
+        self._check = check
+        self._lock = asyncio.Lock()
+        self.in_force = self._read()
 
-    def reload(self) -> Policy:
-        """Put the policy on disk in force. Raises PolicyError, OSError or ValueError (its tests fail); then the last good one stays."""
-        fresh = self._load()
-        self.current = fresh
-        _log.info("policy reloaded", policy=str(fresh))
-        return fresh
+    @property
+    def current(self) -> Policy:
+        return self.in_force.policy
 
-    def _load(self) -> Policy:
+    async def reload(
+        self, install: Callable[[MonitorSet], Awaitable[None]], *, allow_shrink: bool = False
+    ) -> Policy:
+        """Put what is on disk in force; `install` exchanges the engine's monitors.
+
+        Everything is read, checked and tested off the event loop, and nothing is changed until all of it is right.
+        Raises PolicyError, ArtifactError, OSError or ValueError (its tests fail, or too many rules would vanish); then
+        the last good one stays.
+        """
+        async with self._lock:
+            fresh = await to_thread.run_sync(self._read)
+            if not allow_shrink:
+                self._refuse_shrink(fresh.policy)
+            if fresh.sources.monitors == self.in_force.sources.monitors:
+                kept = self.in_force
+                fresh = replace(fresh, monitors=kept.monitors, scoring=kept.scoring)
+            else:
+                await install(fresh.monitors)
+            self.in_force = fresh
+        _log.info("policy reloaded", policy=str(fresh.policy), monitors=len(fresh.monitors.monitors))
+        return fresh.policy
+
+    async def watch(self, reload: Callable[[], Awaitable[object]], poll_s: float) -> None:
+        """Call `reload` whenever the files have changed and then stood still for one poll. `reload` must not raise."""
+        tried, seen = self.in_force.sources, self.in_force.sources
+        while True:
+            await asyncio.sleep(poll_s)
+            found = await to_thread.run_sync(self._look)
+            if found == seen and found not in {tried, self.in_force.sources}:
+                tried = found  # a policy that is wrong is told once, not every two seconds
+                await reload()
+            seen = found
+
+    def _look(self) -> Digests:
+        try:
+            return self._sources.digests()
+        except OSError:
+            return Digests("unreadable", "unreadable")
+
+    def _read(self) -> InForce:
+        sources = self._sources.digests()
+        monitors = self._sources.read_monitors()
         policy = load_policy(
-            self._path,
-            monitors=self._monitors,
-            vectors=self._vectors,
+            self._sources.policy,
+            monitors=describe_monitors(monitors.monitors),
+            vectors=describe_vectors(monitors.vectors.values()) if self._vectors is None else self._vectors,
             max_response_tokens=self._max_response_tokens,
         )
         failed = [result.name for result in run_tests(policy).results if not result.ok]
         if failed:
-            raise ValueError(
-                f"tests of {policy} fail: {', '.join(failed)}; see: interlock policy test {self._path}"
-            )
+            told = f"tests of {policy} fail: {', '.join(failed)}"
+            raise ValueError(f"{told}; see: interlock policy test {self._sources.policy}")
         self._check(policy)
-        return policy
+        return InForce(policy, monitors, Scoring(monitors.monitors), sources)
+
+    def _refuse_shrink(self, fresh: Policy) -> None:
+        before, after = (
+            {r.id for r in policy.rules if r.mode is Mode.ENFORCE} for policy in (self.current, fresh)
+        )
+        lost = before - after
+        if before and (not fresh.rules or len(lost) > _SHRINK_LIMIT * len(before)):
+            raise ValueError(
+                f"{len(lost)} of {len(before)} enforced rules would vanish ({', '.join(sorted(lost)[:5])}); "
+                "if that is meant: POST /-/reload?allow_shrink=true on the admin port"
+            )
+
+
+def _digest(files: Iterable[Path]) -> str:
+    whole = sha256()
+    for path in files:
+        content = path.read_bytes() if path.is_file() else b""
+        whole.update(f"{path} {len(content)} ".encode() + content)
+    return whole.hexdigest()
+
+
+def describe_monitors(monitors: Iterable[Monitor]) -> dict[str, MonitorInfo]:
+    """What the policy checks may know: names, ranges and calibrations."""
+    return {monitor.name: _describe(monitor) for monitor in monitors}
+
+
+def _describe(monitor: Monitor) -> MonitorInfo:
+    low, high = (0.0, 1.0) if monitor.link is Link.SIGMOID else (None, None)
+    calibration = monitor.calibration
+    if calibration is None:
+        return MonitorInfo(monitor.name, low, high)
+    budgets = tuple(Budget(Scope(t.phase), t.fpr, t.value, t.certified) for t in calibration.thresholds)
+    return MonitorInfo(monitor.name, low, high, budgets, calibration.num_requests, calibration.confidence)
+
+
+def describe_vectors(vectors: Iterable[SteeringVector]) -> dict[str, VectorInfo]:
+    """What the policy checks may know: names, and what the causal test allows."""
+    return {
+        vector.name: VectorInfo(vector.name, vector.steerable, vector.verdict or "") for vector in vectors
+    }

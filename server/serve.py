@@ -12,7 +12,6 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from guard.errors import PolicyError
 from server.app import create_admin_app, create_app
 from server.config import ServerConfig
 from server.service import Service
@@ -72,13 +71,19 @@ async def _run(service: Service, config: ServerConfig, api: socket.socket, admin
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, _reload, service)
+    loop.add_signal_handler(signal.SIGHUP, lambda: background.add(asyncio.create_task(service.try_reload())))
+    background: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
+    if config.reload_poll_s:
+        watching = service.policies.watch(service.try_reload, config.reload_poll_s)
+        background.add(asyncio.create_task(watching))
     servers = {
         _Server(_uvicorn(create_app(service, expose_metrics=config.expose_metrics))): api,
         _Server(_uvicorn(create_admin_app(service))): admin,
     }
     tasks = [asyncio.create_task(server.serve(sockets=[listener])) for server, listener in servers.items()]
     await asyncio.wait([asyncio.create_task(stop.wait()), *tasks], return_when=asyncio.FIRST_COMPLETED)
+    for task in background:
+        task.cancel()
     await _drain(service, config.drain_timeout_s)
     for server in servers:
         server.should_exit = True
@@ -95,14 +100,6 @@ async def _drain(service: Service, timeout_s: float) -> None:
             break
         await asyncio.sleep(0.05)
     await service.engine.stop()
-
-
-def _reload(service: Service) -> None:
-    """SIGHUP: read the policy again."""
-    try:
-        service.reload_policy()
-    except (PolicyError, OSError, ValueError) as error:
-        _log.error("policy not reloaded; the last good one stays", reason=str(error))
 
 
 def _uvicorn(app: FastAPI) -> uvicorn.Config:

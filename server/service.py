@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+import structlog
+
 from guard.audit import SeriesFormat
 from guard.policy import Policy
 from server.auditing.content import ContentRules
@@ -12,8 +14,9 @@ from server.auditing.writer import AuditLog
 from server.engines.base import Engine
 from server.metrics import Metrics
 from server.policy_store import PolicyStore
-from server.scoring import Scoring
 from server.tokenizer import Tokenizer
+
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -29,7 +32,6 @@ class Service:
 
     engine: Engine
     tokenizer: Tokenizer
-    scoring: Scoring
     policies: PolicyStore
     metrics: Metrics
     audit: AuditLog | None
@@ -45,18 +47,26 @@ class Service:
     def served_models(self) -> tuple[str, ...]:
         return (self.engine.info.model_id,)
 
-    def reload_policy(self) -> Policy:
-        """Put the policy on disk in force. Raises PolicyError, OSError or ValueError; then the last good one stays."""
+    async def reload_policy(self, *, allow_shrink: bool = False) -> Policy:
+        """Put policy and monitors on disk in force. Raises what `PolicyStore.reload` raises; then the last good ones stay."""
         try:
-            policy = self.policies.reload()
+            policy = await self.policies.reload(self.engine.install, allow_shrink=allow_shrink)
         except Exception:
             self.metrics.policy_reloads.labels("failure").inc()
             self.metrics.policy_reload_ok.set(0)
             raise
         self.metrics.policy_reloads.labels("success").inc()
         self.metrics.policy_reload_ok.set(1)
+        self.metrics.policy_reload_time.set_to_current_time()
         self.metrics.show_policy(policy)
         return policy
+
+    async def try_reload(self) -> None:
+        """`reload_policy` where nobody waits for the answer: what was wrong goes to the log."""
+        try:
+            await self.reload_policy()
+        except Exception as error:  # noqa: BLE001  # whatever is wrong with the files, the server goes on
+            _log.error("policy not reloaded; the last good one stays", reason=str(error))
 
     def system_fingerprint(self, policy: Policy) -> str:
         """Changes when the model or the policy does, which is what the field is for."""

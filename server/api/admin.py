@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request
 
 from guard.errors import PolicyError
+from monitors.artifacts import ArtifactError
 from server.api.errors import Body, bad_request
 from server.service import Service
 
@@ -23,12 +24,12 @@ async def show(request: Request) -> Body:
 
 
 @router.post("/-/reload")
-async def reload(request: Request) -> Body:
+async def reload(request: Request, *, allow_shrink: bool = False) -> Body:
     """Put the policy on disk in force: 200 with the new one, or 400 with everything that is wrong and the old one kept."""
     service: Service = request.app.state.service
     try:
-        policy = service.reload_policy()
-    except (PolicyError, OSError, ValueError) as error:
+        policy = await service.reload_policy(allow_shrink=allow_shrink)
+    except (PolicyError, ArtifactError, OSError, ValueError) as error:
         raise bad_request(str(error), code="policy_invalid") from error
     return {"policy": str(policy), "digest": policy.digest}
 

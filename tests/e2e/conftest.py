@@ -1,5 +1,6 @@
 """Real servers on real sockets: uvicorn in a thread, the stock OpenAI client in front."""
 
+import asyncio
 import contextlib
 import threading
 import time
@@ -15,13 +16,14 @@ import orjson
 import pytest
 import uvicorn
 
+from guard.policy import Policy
 from guard.types import VectorInfo
+from monitors.artifacts import MonitorSet
 from server.app import create_app
-from server.assemble import create_metrics, describe_monitors, open_audit
+from server.assemble import create_metrics, open_audit
 from server.engines.base import Engine, EngineRequest
 from server.engines.scripted import Script, ScriptedEngine
-from server.policy_store import PolicyStore
-from server.scoring import Scoring
+from server.policy_store import PolicyStore, Sources
 from server.service import Service
 from server.tokenizer import ByteTokenizer, Tokenizer
 
@@ -46,6 +48,7 @@ class Live:
     url: str
     service: Service
     audit_path: Path
+    loop: asyncio.AbstractEventLoop
     client: openai.OpenAI = field(init=False)
     http: httpx.Client = field(init=False)
 
@@ -61,6 +64,10 @@ class Live:
         return self.client.chat.completions.create(
             model=self.model, messages=[{"role": "user", "content": text}], **options
         )
+
+    def reload(self, **options: bool) -> Policy:
+        """Put the policy on disk in force; raises what is wrong with it."""
+        return asyncio.run_coroutine_threadsafe(self.service.reload_policy(**options), self.loop).result(30)
 
     def metric(self, name: str, **labels: str) -> float:
         return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
@@ -90,13 +97,19 @@ def running(service: Service, audit_path: Path, **app_options: Any) -> Iterator[
     """Serve until the block ends."""
     config = uvicorn.Config(create_app(service, **app_options), port=0, log_config=None, access_log=False)
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def run() -> None:
+        loops.append(asyncio.get_running_loop())
+        await server.serve()
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
     while not server.started:
         assert thread.is_alive(), "the server did not start"
         time.sleep(0.005)
     port = server.servers[0].sockets[0].getsockname()[1]
-    live = Live(f"http://127.0.0.1:{port}", service, audit_path)
+    live = Live(f"http://127.0.0.1:{port}", service, audit_path, loops[0])
     try:
         yield live
     finally:
@@ -118,7 +131,8 @@ def make_service(
     policy_path = audit_path.with_suffix(".yaml")
     policy_path.write_text(policy)
     tested = {name: VectorInfo(name, steerable=True, verdict="causal") for name in vectors}
-    policies = PolicyStore(policy_path, describe_monitors(engine.monitors), tested)
+    installed = MonitorSet(engine.monitors)
+    policies = PolicyStore(Sources(policy_path, None, lambda: installed), vectors=tested)
     metrics = create_metrics(engine.info.model_id, policies.current)
     metrics.watch_load(engine.load)
     if "audit" not in service_options:
@@ -126,7 +140,6 @@ def make_service(
     return Service(
         engine=engine,
         tokenizer=tokenizer or ByteTokenizer(),
-        scoring=Scoring(engine.monitors),
         policies=policies,
         metrics=metrics,
         clock=time.monotonic,

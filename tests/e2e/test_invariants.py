@@ -443,14 +443,14 @@ def test_12_a_reload_never_drops_a_request_or_a_rule_silently(serve):
     """In flight: the old policy. Next request: the new one. A policy that is wrong changes nothing, and says so."""
     words = [marked(i) for i in range(30)]
     live = serve(policy(), Script(words, scores(), scores(harm={20: 0.7}), step_s=0.02))
-    path = live.service.policies._path
+    path = live.service.policies._sources.policy
     before = live.service.policies.current
     received: list[str] = []
     stream = live.chat(stream=True)
     received.append(next(stream).choices[0].delta.content or "")
 
     path.write_text(policy("max(response.harm) > 0.8"))
-    after = live.service.reload_policy()
+    after = live.reload()
     assert after.digest != before.digest
     reasons = []
     for chunk in stream:
@@ -462,10 +462,10 @@ def test_12_a_reload_never_drops_a_request_or_a_rule_silently(serve):
 
     path.write_text("rules: [")
     with pytest.raises(Exception, match=r"error\["):
-        live.service.reload_policy()
+        live.reload()
     path.write_text(policy().replace("action: allow", "action: block"))
     with pytest.raises(ValueError, match="tests of"):
-        live.service.reload_policy()
+        live.reload()
     assert live.service.policies.current is after
     assert live.metric("interlock_policy_last_reload_successful") == 0
     records = live.records()

@@ -86,8 +86,8 @@ def test_an_uncalibrated_monitor_blocks_only_on_a_written_override_which_shows(s
     (match,) = live.records()[0]["matches"]
     assert match["override"] == "incident 4711"
     assert live.metric("interlock_rule_overrides", rule="rule", gate="calibration") == 1
-    live.service.policies._path.write_text(policy("max(response.harm) > 0.5", "log: {}"))
-    live.service.reload_policy()
+    live.service.policies._sources.policy.write_text(policy("max(response.harm) > 0.5", "log: {}"))
+    live.reload()
     assert live.metric("interlock_rule_overrides", rule="rule", gate="calibration") == 0
 
 

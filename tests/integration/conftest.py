@@ -79,7 +79,13 @@ def start_engine(loaded: Callable[[str], LoadedModel]) -> Any:
         async def __call__(self, name: str, **settings: Any) -> TransformersEngine:
             model = loaded(name)
             sizes = EngineSettings(
-                **{"max_batch": 4, "prefill_chunk": 7, "prefix_cache_tokens": 0, **settings}
+                **{
+                    "max_batch": 4,
+                    "prefill_chunk": 7,
+                    "prefix_cache_tokens": 0,
+                    "exchange_grace_s": 0.05,
+                    **settings,
+                }
             )
             engine = TransformersEngine(model, monitors_for(model), sizes)
             await engine.start()

@@ -45,6 +45,7 @@ class EngineSettings:
     max_waiting: int = 256  # requests; one more is refused
     prefill_chunk: int = 256  # prompt tokens fed per step, between decode steps
     prefix_cache_tokens: int = 16_384  # 0: off
+    exchange_grace_s: float = 5.0  # how long exchanged monitors stay for requests on their way to the engine
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +70,7 @@ class _Exchange:
     new_bank: Bank
     begun: asyncio.Future[None]
     done: asyncio.Future[None]
-    leaving: set[str] = field(default_factory=set)  # requests that still use the old ones
+    leaving: set[str] | None = None  # requests that may still use the old ones; None: not known yet
 
 
 class TransformersEngine:
@@ -216,6 +217,11 @@ class TransformersEngine:
             if not isinstance(error, Exception):
                 raise
 
+    def _end_grace(self, exchange: "_Exchange") -> None:
+        """Requests that were admitted before the exchange have reached the engine by now: wait for all that run."""
+        exchange.leaving = set(self._running)
+        self._wake.set()
+
     def _ready(self) -> set[Sequence]:
         """The admitted sequences whose consumers ask for more."""
         return {run.sequence for run in self._running.values() if run.admitted and run.ready}
@@ -239,8 +245,10 @@ class TransformersEngine:
                 exchange.done.set_result(None)
                 return
             self.monitors, self._vectors = exchange.new.monitors, exchange.both.vectors
-            exchange.leaving = set(self._running)
             exchange.begun.set_result(None)
+            asyncio.get_running_loop().call_later(self._settings.exchange_grace_s, self._end_grace, exchange)
+        if exchange.leaving is None:
+            return
         exchange.leaving &= self._running.keys()
         if not exchange.leaving:
             self._runtime.install(exchange.new_bank, exchange.new.vectors)

@@ -1,20 +1,133 @@
 """What a server can't keep to is never put in force."""
 
+import asyncio
+import contextlib
+
 import pytest
 
+from guard.errors import GuardError
+from monitors.artifacts import MonitorSet
 from server.auditing.content import ContentRules
 from server.auditing.errors import AuditError
-from server.policy_store import PolicyStore
+from server.policy_store import PolicyStore, Sources
 
 POLICY = "apiVersion: interlock/v1\nkind: Policy\nmetadata: {name: p, version: '1'}\ndefaults: {log: {content: none}}\n"
 
 
-def test_a_policy_that_logs_hashes_is_not_reloaded_without_a_key(tmp_path):
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+async def unused(_monitors):
+    pytest.fail("the monitors did not change")
+
+
+def store_of(path, **options):
+    return PolicyStore(Sources(path, None, MonitorSet), **options)
+
+
+async def test_a_policy_that_logs_hashes_is_not_reloaded_without_a_key(tmp_path):
     path = tmp_path / "policy.yaml"
     path.write_text(POLICY)
-    store = PolicyStore(path, {}, (), check=ContentRules("hash", None).check)
+    store = store_of(path, check=ContentRules("hash", None).check)
     kept = store.current
     path.write_text(POLICY.replace("none", "hash"))
     with pytest.raises(AuditError, match="needs a key"):
-        store.reload()
+        await store.reload(unused)
     assert store.current is kept
+
+
+RULES = """\
+apiVersion: interlock/v1
+kind: Policy
+metadata: {name: p, version: "%s"}
+rules:
+%s
+tests:
+  - {name: quiet, given: {}, expect: {action: allow}}
+"""
+
+
+def rules(version, *names):
+    lines = [f"  - {{id: {name}, when: max(prompt.{name}) > 0.5, then: {{log: {{}}}}}}" for name in names]
+    return RULES % (version, "\n".join(lines))
+
+
+def known(*names):
+    from monitors.base import Monitor  # noqa: PLC0415
+    from server.engines.scripted import Script, ScriptedEngine  # noqa: PLC0415
+
+    engine = ScriptedEngine(lambda _: Script(), names)
+    assert all(isinstance(monitor, Monitor) for monitor in engine.monitors)
+    return MonitorSet(engine.monitors)
+
+
+async def test_a_policy_that_loses_most_of_its_rules_is_refused_unless_that_is_meant(tmp_path):
+    path = tmp_path / "policy.yaml"
+    path.write_text(rules(1, "a", "b", "c"))
+    store = PolicyStore(Sources(path, None, lambda: known("a", "b", "c")))
+    path.write_text(rules(2, "a"))
+    with pytest.raises(ValueError, match="2 of 3 enforced rules would vanish"):
+        await store.reload(unused)
+    assert store.current.version == "1"
+    await store.reload(unused, allow_shrink=True)
+    assert store.current.version == "2"
+
+
+async def test_a_symlink_swap_is_seen_once_it_stands_still_and_a_wrong_policy_is_tried_once(tmp_path):
+    """As Kubernetes updates a ConfigMap: files behind `..data`, which is replaced."""
+    for version in (1, 2):
+        (tmp_path / f"v{version}").mkdir()
+        (tmp_path / f"v{version}" / "policy.yaml").write_text(rules(version, "a"))
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    (mount / "..data").symlink_to(tmp_path / "v1")
+    (mount / "policy.yaml").symlink_to("..data/policy.yaml")
+    store = PolicyStore(Sources(mount, None, lambda: known("a")))
+    calls = []
+
+    async def reload():
+        calls.append(1)
+        with contextlib.suppress(ValueError, GuardError):
+            await store.reload(unused)
+
+    async def eventually(condition):
+        async with asyncio.timeout(5):
+            while not condition():  # noqa: ASYNC110  # there is nothing that would tell
+                await asyncio.sleep(0.005)
+
+    watching = asyncio.create_task(store.watch(reload, 0.01))
+    (mount / "fresh").symlink_to(tmp_path / "v2")
+    (mount / "fresh").rename(mount / "..data")
+    await eventually(lambda: store.current.version == "2")
+    (tmp_path / "v2" / "policy.yaml").write_text("rules: [")
+    await eventually(lambda: len(calls) == 2)
+    await asyncio.sleep(0.1)
+    assert len(calls) == 2
+    assert store.current.version == "2"
+    watching.cancel()
+
+
+async def test_the_engine_exchanges_monitors_only_when_the_artifacts_changed(tmp_path):
+    path, artifacts = tmp_path / "policy.yaml", tmp_path / "monitors"
+    path.write_text(rules(1, "a"))
+    (artifacts / "a").mkdir(parents=True)
+    (artifacts / "a" / "monitor.json").write_text("1")
+    store = PolicyStore(Sources(path, artifacts, lambda: known("a")))
+    kept = store.in_force.scoring
+    path.write_text(rules(2, "a"))
+    await store.reload(unused)
+    assert store.in_force.scoring is kept
+    (artifacts / "a" / "monitor.json").write_text("2")
+    installed = []
+
+    async def install(monitors):
+        installed.append(monitors)
+
+    await store.reload(install)
+    assert installed == [store.in_force.monitors]
+    assert store.in_force.scoring is not kept
