@@ -29,6 +29,7 @@ from tests.e2e.conftest import ALLOW_ONLY, scores
 from tests.integration.conftest import monitors_for
 from tests.tiny_models import TINY
 from tests.tiny_tokenizer import tiny_tokenizer
+from tests.unit.server.test_detokenize import cut
 
 ALLOW_COSINE = ALLOW_ONLY.replace("harm", "cosine")
 
@@ -369,9 +370,7 @@ def test_9_streamed_text_concatenated_equals_the_reply(serve):
             text += chunk.choices[0].delta.content or ""
             reason = chunk.choices[0].finish_reason or reason
         assert (text, reason) == (whole.message.content, whole.finish_reason)
-        told = "".join(tokens[:max_tokens])
-        ends = [told.find(s) for s in stop if s in told]
-        assert text == (told[: min(ends)] if ends else told)
+        assert text == cut(tokens[:max_tokens], stop)
 
     check()
 

@@ -1,6 +1,6 @@
 """Settled text: what may be shown, and when."""
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.engines.base import Token
@@ -45,12 +45,22 @@ def test_the_earliest_of_several_stop_strings_wins():
     st.lists(st.text("abc", max_size=3), max_size=8),
     st.lists(st.text("abc", min_size=1, max_size=3), max_size=2),
 )
-def test_what_settles_is_the_text_up_to_the_first_stop_string(pieces, stop):
+@example(["ab", "a"], ["b", "aba"])
+def test_what_settles_is_the_text_up_to_the_first_stop_string_that_completes(pieces, stop):
     shown, rest = settle(pieces, stop)
-    whole = "".join(pieces)
-    ends = [at for s in stop if (at := whole.find(s)) >= 0]
     told = "".join(text for texts in [*shown, rest or []] for text in texts)
-    assert told == (whole[: min(ends)] if ends else whole)
+    assert told == cut(pieces, stop)
+
+
+def cut(pieces, stop):
+    """The plain definition: generate until some stop string is in the text, then cut before it."""
+    text = ""
+    for piece in pieces:
+        text += piece
+        ends = [at for s in stop if (at := text.find(s)) >= 0]
+        if ends:
+            return text[: min(ends)]
+    return text
 
 
 @given(
