@@ -138,7 +138,11 @@ class Engine(Protocol):
     """
 
     info: EngineInfo
-    monitors: tuple[Monitor, ...]  # the installed ones
+
+    @property
+    def monitors(self) -> tuple[Monitor, ...]:
+        """The installed ones."""
+        ...
 
     @property
     def is_alive(self) -> bool:

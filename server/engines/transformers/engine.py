@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from monitors.artifacts import MonitorSet
-from monitors.bank import Bank
+from monitors.base import Monitor
 from monitors.runtime import Runtime
 from monitors.steering import Edit
 from server.engines.base import (
@@ -26,6 +26,7 @@ from server.engines.base import (
 )
 from server.engines.detokenize import SettledText, stream_decoder
 from server.engines.transformers.forward import Forward, choose_mask_form
+from server.engines.transformers.installed import Installed
 from server.engines.transformers.kv import SlotCache
 from server.engines.transformers.model import LoadedModel, describe_token
 from server.engines.transformers.prefix_cache import BLOCK, PrefixCache
@@ -60,19 +61,6 @@ class _Run:
     over: bool = False  # ended, failed or abandoned
 
 
-@dataclass(slots=True, eq=False)
-class _Exchange:
-    """Monitors on their way in and out."""
-
-    both: MonitorSet
-    both_bank: Bank
-    new: MonitorSet
-    new_bank: Bank
-    begun: asyncio.Future[None]
-    done: asyncio.Future[None]
-    leaving: set[str] | None = None  # requests that may still use the old ones; None: not known yet
-
-
 class TransformersEngine:
     """Continuous batching over a slot-KV cache, in lockstep with the consumers (see `Engine`)."""
 
@@ -83,10 +71,11 @@ class TransformersEngine:
         num_layers = len(blocks.layers)
         mask_form = choose_mask_form(model, num_layers=num_layers)
         cache = SlotCache(num_layers=num_layers, num_slots=settings.max_batch, capacity=max_context + 1)
-        self.monitors = monitors.monitors
+        self._wake = asyncio.Event()
         self._runtime = Runtime(blocks, monitors.bank(model.device), monitors.vectors)
-        self._vectors = monitors.vectors
-        self._exchange: _Exchange | None = None
+        self._installed = Installed(
+            self._runtime, monitors, grace_s=settings.exchange_grace_s, wake=self._wake.set
+        )
         self._stepper = Stepper(
             Forward(model, cache, mask_form),
             self._runtime,
@@ -108,13 +97,16 @@ class TransformersEngine:
         )
         self._waiting: deque[_Run] = deque()
         self._running: dict[str, _Run] = {}  # every request that is not over, by id
-        self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="interlock-engine")
         self._loop_task: asyncio.Task[None] | None = None
         self._dead: str | None = None
         self._step_started: float | None = None
 
     # --- the Engine protocol ---------------------------------------------------------------------------------------
+
+    @property
+    def monitors(self) -> tuple[Monitor, ...]:
+        return self._installed.current.monitors
 
     @property
     def is_alive(self) -> bool:
@@ -128,8 +120,7 @@ class TransformersEngine:
             self._loop_task.cancel()
             await asyncio.wait([self._loop_task])  # if it had failed, that was logged when it happened
         self._fail_all(EngineDead("the engine was stopped"))
-        if self._exchange is not None and not self._exchange.begun.done():
-            self._exchange.begun.set_exception(EngineDead("the engine was stopped"))
+        self._installed.cancel(EngineDead("the engine was stopped"))
         self._thread.shutdown(wait=True)
         self._runtime.close()
 
@@ -145,7 +136,7 @@ class TransformersEngine:
             self._abandon(run)
 
     def steer(self, request_id: str, command: SteerCommand) -> None:
-        vector = self._vectors[command.vector]
+        vector = self._installed.vectors[command.vector]
         run = self._running.get(request_id)
         if run is not None and not run.over:
             edit = Edit(vector, command.strength)
@@ -162,23 +153,9 @@ class TransformersEngine:
 
         A vector that comes back under its old name is the new one for them, too. Raises HookPointError, and EngineDead.
         """
-        while self._exchange is not None:  # one at a time
-            await asyncio.shield(self._exchange.done)
         if not self.is_alive:
             raise EngineDead(self._dead or "the engine was not started")
-        old = MonitorSet(self.monitors, self._vectors)
-        both = MonitorSet(
-            (*monitors.monitors, *(m for m in old.monitors if m not in monitors.monitors)),
-            {**old.vectors, **monitors.vectors},
-        )
-        loop = asyncio.get_running_loop()
-        banks = [loop.run_in_executor(None, kept.bank, self.info.device) for kept in (both, monitors)]
-        both_bank, new_bank = await asyncio.gather(*banks)
-        self._exchange = _Exchange(
-            both, both_bank, monitors, new_bank, loop.create_future(), loop.create_future()
-        )
-        self._wake.set()
-        await asyncio.shield(self._exchange.begun)
+        await self._installed.exchange(monitors)
 
     def load(self) -> EngineLoad:
         started = self._step_started
@@ -197,7 +174,7 @@ class TransformersEngine:
         try:
             while True:
                 self._free_abandoned()
-                self._advance_exchange()
+                self._installed.advance(self._running.keys())
                 self._admit_waiting()
                 ready = self._ready()
                 if not ready:
@@ -217,11 +194,6 @@ class TransformersEngine:
             if not isinstance(error, Exception):
                 raise
 
-    def _end_grace(self, exchange: "_Exchange") -> None:
-        """Requests that were admitted before the exchange have reached the engine by now: wait for all that run."""
-        exchange.leaving = set(self._running)
-        self._wake.set()
-
     def _ready(self) -> set[Sequence]:
         """The admitted sequences whose consumers ask for more."""
         return {run.sequence for run in self._running.values() if run.admitted and run.ready}
@@ -230,31 +202,6 @@ class TransformersEngine:
         for run in [run for run in self._running.values() if run.over]:
             self._stepper.rows.remove(run.sequence)
             del self._running[run.sequence.request.request_id]
-
-    def _advance_exchange(self) -> None:
-        """Between steps: first old and new monitors side by side; the old ones go with the last request that uses them."""
-        exchange = self._exchange
-        if exchange is None:
-            return
-        if not exchange.begun.done():
-            try:
-                self._runtime.install(exchange.both_bank, exchange.both.vectors)
-            except Exception as error:  # noqa: BLE001  # told to whoever asked; the old ones stay
-                self._exchange = None
-                exchange.begun.set_exception(error)
-                exchange.done.set_result(None)
-                return
-            self.monitors, self._vectors = exchange.new.monitors, exchange.both.vectors
-            exchange.begun.set_result(None)
-            asyncio.get_running_loop().call_later(self._settings.exchange_grace_s, self._end_grace, exchange)
-        if exchange.leaving is None:
-            return
-        exchange.leaving &= self._running.keys()
-        if not exchange.leaving:
-            self._runtime.install(exchange.new_bank, exchange.new.vectors)
-            self._vectors = exchange.new.vectors
-            self._exchange = None
-            exchange.done.set_result(None)
 
     def _admit_waiting(self) -> None:
         if self._waiting and self._stepper.rows.can_admit(self._ready()):
