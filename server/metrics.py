@@ -182,12 +182,13 @@ class Metrics:
         for endpoint in ENDPOINTS:
             for outcome in OUTCOMES:
                 self.requests.labels(self.model, endpoint, outcome)
+        # looked up once: these are observed for every token
+        self.token_gap = self.itl.labels(self.model)
+        self.deciding = {phase: self.decision_duration.labels(phase) for phase in Phase}
         for metric in (self.duration, self.ttft, self.itl, self.running, self.waiting):
             metric.labels(self.model)
         for kind in ("prompt", "completion"):
             self.tokens.labels(self.model, kind)
-        for phase in Phase:
-            self.decision_duration.labels(phase)
         for component in ("monitor", "engine", "audit"):
             for disposition in ("open", "closed"):
                 self.failures.labels(component, disposition)

@@ -78,13 +78,13 @@ class ChoiceObserver:
         if step.phase is Phase.RESPONSE and step.num_scored:
             now = self._service.clock()
             if self._last_token is not None:
-                self._service.metrics.itl.labels(self._service.metrics.model).observe(now - self._last_token)
+                self._service.metrics.token_gap.observe(now - self._last_token)
             self._last_token = now
 
     def decided(self, decision: Decision, seconds: float) -> None:
         metrics = self._service.metrics
         self._decide_s += seconds
-        metrics.decision_duration.labels(decision.phase).observe(seconds)
+        metrics.deciding[decision.phase].observe(seconds)
         if seconds > self._policy.budget_s:
             metrics.over_budget.inc()
         for match in decision.matches:
@@ -131,6 +131,8 @@ class ChoiceObserver:
         metrics.duration.labels(metrics.model).observe(self._service.clock() - self._started)
         metrics.tokens.labels(metrics.model, "prompt").inc(self._num_scored[Phase.PROMPT])
         metrics.tokens.labels(metrics.model, "completion").inc(self._num_scored[Phase.RESPONSE])
+        if kind == "shed":
+            metrics.shed.labels("queue_full").inc()
         if isinstance(error, LeakPreventedError):
             metrics.leaks_prevented.inc()
         metrics.decisions.labels(outcome.action.name.lower(), outcome.phase or "none").inc()
