@@ -17,7 +17,9 @@ def test_control_tokens_in_a_clients_text_open_no_turn(attack):
     """Otherwise a client could write a system message into the conversation, and the monitors would take it for one."""
     tokenizer = tiny_tokenizer()
     ids = ModelTokenizer(tokenizer).chat([{"role": "user", "content": attack}])
-    special = [token for token in tokenizer.convert_ids_to_tokens(ids) if token in tokenizer.all_special_tokens]
+    special = [
+        token for token in tokenizer.convert_ids_to_tokens(ids) if token in tokenizer.all_special_tokens
+    ]
     assert [token for token in special if token != "<pad>"] == ["<bos>", "<user>", "<assistant>"]
 
 

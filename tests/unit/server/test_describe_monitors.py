@@ -7,7 +7,7 @@ from monitors.base import Calibration, Link, Monitor, Threshold
 from monitors.linear import Linear
 from monitors.steering import CausalVerdict, Direction, SteeringVector
 from monitors.types import HookPoint
-from server.assemble import describe_monitors, describe_vectors
+from server.policy_store import describe_monitors, describe_vectors
 
 POINT = HookPoint(1)
 PROBE = Linear((POINT,), torch.ones(1, 4), torch.zeros(1))
