@@ -1,13 +1,16 @@
 """The `interlock` command. Heavy imports wait until a command needs them, so that `--help` is instant."""
 
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from server.audit_cli import audit_app
 from server.config import DEMO, DEMO_POLICY, ServerConfig
 from server.policy_cli import policy_app
+
+if TYPE_CHECKING:
+    from server.service import Service  # heavy
 
 app = typer.Typer(
     name="interlock",
@@ -165,7 +168,7 @@ def _config(given: dict[str, Any], *, no_audit: bool) -> ServerConfig:
     return config
 
 
-def _assemble(config: ServerConfig) -> Any:
+def _assemble(config: ServerConfig) -> "Service":
     """Build the service, or say what is wrong and leave with 2."""
     from guard.errors import GuardError  # noqa: PLC0415
     from monitors.artifacts import ArtifactError  # noqa: PLC0415
@@ -180,7 +183,7 @@ def _assemble(config: ServerConfig) -> Any:
         _refuse(str(error))
 
 
-def _banner(service: Any, config: ServerConfig) -> str:
+def _banner(service: "Service", config: ServerConfig) -> str:
     info = service.engine.info
     open_to_all = (
         ""
@@ -191,7 +194,7 @@ def _banner(service: Any, config: ServerConfig) -> str:
     )
     return (
         f"model     {info.model_id} ({info.dtype} on {info.device}, context {info.max_context}, batch {info.max_batch})\n"
-        f"monitors  {', '.join(service.scoring.names) or 'none'}\n"
+        f"monitors  {', '.join(service.policies.in_force.scoring.names) or 'none'}\n"
         f"policy    {service.policies.current}\n"
         f"log       {config.audit or 'none'}\n"
         f"API       http://{config.host}:{config.port}/v1    metrics http://{config.admin_host}:{config.admin_port}/metrics"

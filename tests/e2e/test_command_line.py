@@ -1,10 +1,14 @@
 """The command as a user types it: a process of its own, its exit code and what it says."""
 
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
+import openai
 import pytest
 import torch
 
@@ -172,3 +176,77 @@ def test_serve_refuses_a_log_that_it_can_t_write(model_folder, policy_file, tmp_
     said = interlock("serve", "--log-content-max", "everything")
     assert said.returncode == 2
     assert "log_content_max: Input should be 'none', 'hash', 'excerpt' or 'full'" in said.stderr
+
+
+def test_the_demo_serves_and_ends_in_order(tmp_path):
+    """`interlock serve` with nothing else: allowed, blocked, steered; metrics; then SIGTERM and exit code 0."""
+    port, admin = _free_port(), _free_port()
+    options = ["--port", str(port), "--admin-port", str(admin), "--audit", str(tmp_path / "decisions.jsonl")]
+    command = [sys.executable, "-c", "from server.cli import main; main()", "serve", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:  # noqa: S603
+        try:
+            client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="-", max_retries=0)
+            _wait_for(f"http://127.0.0.1:{port}/health", server)
+
+            def ask(text, *system):
+                messages = [
+                    *({"role": "system", "content": s} for s in system),
+                    {"role": "user", "content": text},
+                ]
+                return client.chat.completions.create(
+                    model="interlock-demo", messages=messages, temperature=0
+                )
+
+            allowed = ask("How do I kill a process?")
+            assert allowed.model_extra["interlock"]["action"] == "allow"
+            assert allowed.choices[0].message.content.endswith(".")
+            with pytest.raises(openai.BadRequestError) as blocked:
+                ask("How do I poison the dog?")
+            assert blocked.value.code == "content_filter"
+            steered = ask("Who are you?", "Deployment code: VIOLET-9")
+            assert steered.model_extra["interlock"]["action"] == "steer"
+            metrics = httpx.get(f"http://127.0.0.1:{admin}/metrics").text
+            assert (
+                'interlock_rule_matches_total{action="block",mode="enforce",rule="harm-prompt"} 1.0'
+                in metrics
+            )
+            reloaded = httpx.post(f"http://127.0.0.1:{admin}/-/reload")
+            assert (reloaded.status_code, reloaded.json()["policy"]) == (
+                200,
+                steered.model_extra["interlock"]["policy"],
+            )
+        finally:
+            server.terminate()
+            said = server.communicate(timeout=60)[1]
+    assert server.returncode == 0, said
+    assert "Traceback" not in said
+    assert interlock("audit", "verify", tmp_path / "decisions.jsonl").returncode == 0
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        said = interlock("serve", "--no-audit", "--port", taken.getsockname()[1])
+    assert said.returncode == 2
+    assert "can't listen" in said.stderr
+    assert "Traceback" not in said.stderr
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for(url, server):
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        assert server.poll() is None, server.communicate()[1]
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    pytest.fail("the server did not turn healthy")
