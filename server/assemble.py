@@ -18,7 +18,9 @@ from server.auditing.content import ContentRules, read_key
 from server.auditing.files import Rotation
 from server.auditing.writer import AuditLog, LogSettings
 from server.config import ServerConfig
-from server.engines.transformers.engine import EngineSettings, TransformersEngine
+from server.engines import engine_class
+from server.engines.base import Engine
+from server.engines.transformers.engine import EngineSettings
 from server.engines.transformers.model import LoadedModel, load_model
 from server.metrics import Metrics
 from server.policy_store import PolicyStore, Sources
@@ -31,6 +33,7 @@ _DEFAULT_CONTEXT = 4096  # tokens, where the model would take more
 
 def assemble(config: ServerConfig) -> Service:
     """Build everything. Raises EngineError, HookPointError, ArtifactError, PolicyError, AuditError or OSError; then nothing is served."""
+    serving_engine = engine_class(config.engine)  # a wrong name is told before anything is loaded
     transformers_logging.disable_progress_bar()
     content = content_rules(config)
     loaded = load_model(
@@ -55,7 +58,7 @@ def assemble(config: ServerConfig) -> Service:
         prefill_chunk=config.prefill_chunk,
         prefix_cache_tokens=config.prefix_cache_tokens,
     )
-    engine = TransformersEngine(loaded, policies.in_force.monitors, settings)
+    engine: Engine = serving_engine(loaded, policies.in_force.monitors, settings)
     metrics = create_metrics(engine.info.model_id, policies.current)
     metrics.model_info.labels(engine.info.model_id, engine.info.dtype, engine.info.fingerprint[:12]).set(1)
     metrics.watch_load(engine.load)

@@ -75,6 +75,9 @@ def serve(
             help="The most that a policy may have logged of prompts and replies: none, hash, excerpt or full. Default hash."
         ),
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="What runs the model. Default (and so far the only one): transformers.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="auto, float32, bfloat16 or float16. auto is float32 on a CPU.")
@@ -112,6 +115,7 @@ def serve(
             "expose_metrics": expose_metrics,
             "audit": audit,
             "log_content_max": log_content_max,
+            "engine": engine,
             "device": device,
             "dtype": dtype,
             "layers_path": layers_path,

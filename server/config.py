@@ -61,6 +61,7 @@ class ServerConfig(BaseSettings):
     audit_hmac_key_file: Path | None = None
     audit_excerpt_chars: Annotated[int, Field(ge=1, le=2000)] = 200
     log_content_max: LogContent = "hash"  # the most that a policy's defaults.log.content may ask for
+    engine: str = "transformers"  # a key of ENGINES
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     dtype: str = "auto"  # auto | float32 | bfloat16 | float16
     layers_path: str | None = (

@@ -224,6 +224,12 @@ def test_the_demo_serves_and_ends_in_order(tmp_path):
     assert interlock("audit", "verify", tmp_path / "decisions.jsonl").returncode == 0
 
 
+def test_an_unknown_engine_is_told_with_the_known_ones():
+    said = interlock("serve", "--no-audit", "--engine", "warp", "--port", 0, "--admin-port", 0)
+    assert said.returncode == 2
+    assert "unknown engine 'warp'; known: transformers" in said.stderr
+
+
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -30,7 +30,6 @@ class PrefixCache:
         self._max_blocks = max_blocks
         self._blocks: OrderedDict[bytes, Block] = OrderedDict()
         self.hits = 0
-        self.queries = 0
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -41,7 +40,6 @@ class PrefixCache:
         if not self._max_blocks:
             return found
         for key in _chain(prompt_ids[:-1], monitor_set):
-            self.queries += 1
             block = self._blocks.get(key)
             if block is None:
                 break
@@ -61,9 +59,6 @@ class PrefixCache:
         self._blocks[key] = block
         while len(self._blocks) > self._max_blocks:
             self._blocks.popitem(last=False)
-
-    def clear(self) -> None:
-        self._blocks.clear()
 
 
 def _chain(ids: Sequence[int], monitor_set: str) -> Iterator[bytes]:
