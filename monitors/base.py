@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
+from itertools import pairwise
 from typing import ClassVar, Literal, Protocol, Self
 
 import torch
@@ -156,6 +157,28 @@ class Threshold:
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """How the maximum score of a phase was distributed over the benign requests; drift in production is told against it."""
+
+    phase: Literal["prompt", "response"]
+    num_requests: int
+    quantiles: tuple[float, ...]  # at 0, 1/k, 2/k, ... 1; rising
+
+    def __post_init__(self) -> None:
+        if len(self.quantiles) < 2 or any(a > b for a, b in pairwise(self.quantiles)):  # noqa: PLR2004
+            raise ValueError("quantiles of a reference: needs two or more, in rising order")
+
+
+@dataclass(frozen=True, slots=True)
+class RowNorm:
+    """log ||x|| of the rows that the monitor read at a hook point: its mean and standard deviation over tokens."""
+
+    hook_point: str
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """Thresholds by false-positive budget, from the maximum score of each of `num_requests` benign requests."""
 
@@ -163,6 +186,8 @@ class Calibration:
     confidence: float
     thresholds: tuple[Threshold, ...]
     data_sha256: str = ""
+    references: tuple[Reference, ...] = ()  # at most one per phase
+    row_norms: tuple[RowNorm, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
