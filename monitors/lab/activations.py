@@ -1,0 +1,185 @@
+"""Residual-stream rows of examples at hook points: computed once, kept on disk, resumable.
+
+A cache folder holds one sub-folder per (model, tokenizer, examples, hook points, dtype), with safetensors shards of
+`SHARD` examples each; a tensor per hook point, [tokens of the shard, d_model]. A shard is written under another name and
+then renamed, so an interrupted run goes on where it stopped.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from monitors.hook_points import HookPointError
+from monitors.hooks import attach
+from monitors.lab.dataset import Example
+from monitors.lab.subject import Subject, Tokens
+from monitors.types import HookPoint
+
+SHARD = 256  # examples
+_BATCH_TOKENS = 8192  # padded, per forward pass
+
+Progress = Callable[[int, int], None]
+"""(examples done, examples in all); called after each batch."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Activations:
+    """The rows of examples, read from disk when asked for."""
+
+    examples: tuple[Example, ...]
+    tokens: tuple[Tokens, ...]
+    hook_points: tuple[HookPoint, ...]
+    d_model: int
+    folder: Path
+    _starts: NDArray[np.int64] = field(repr=False)  # [n]: first row of each example within its shard
+
+    def rows(self, point: HookPoint, index: int) -> Tensor:
+        """The rows of one example, prompt then reply: [n_tokens, d_model] float32."""
+        return self.batch(point, [index])[0]
+
+    def batch(self, point: HookPoint, indices: Sequence[int]) -> list[Tensor]:
+        """The rows of several examples, each [n_tokens, d_model] float32; a shard is opened once."""
+        found: dict[int, Tensor] = {}
+        for shard in sorted({index // SHARD for index in indices}):
+            with safe_open(_shard_path(self.folder, shard), framework="pt") as file:
+                part = file.get_slice(str(point))
+                for index in (i for i in indices if i // SHARD == shard):
+                    start = int(self._starts[index])
+                    found[index] = part[start : start + len(self.tokens[index].ids)].float()
+        return [found[index] for index in indices]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """[n] of 0 and 1. Raises ValueError if one is unknown."""
+        if any(example.label is None for example in self.examples):
+            raise ValueError("some examples have no label")
+        return np.array([example.label for example in self.examples], dtype=np.int64)
+
+    @property
+    def groups(self) -> NDArray[np.str_]:
+        return np.array([example.group for example in self.examples])
+
+
+@torch.inference_mode()
+def collect(
+    subject: Subject,
+    examples: Sequence[Example],
+    hook_points: Sequence[HookPoint],
+    cache: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    progress: Progress = no_progress,
+) -> Activations:
+    """Compute what is not in the cache yet. Raises HookPointError, and ValueError for an example without tokens."""
+    tokens = tuple(_cut(subject.tokenize(example), subject.max_tokens) for example in examples)
+    for example, its in zip(examples, tokens, strict=True):
+        if not its.ids:
+            raise ValueError(f"example {example.id!r} has no tokens")
+    points = tuple(dict.fromkeys(hook_points))
+    folder = cache / _key(subject, tokens, points, dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    for first in range(0, len(tokens), SHARD):
+        path = _shard_path(folder, first // SHARD)
+        if not path.exists():
+            part = tokens[first : first + SHARD]
+            rows = _run(subject, part, points, dtype, _counted_from(first, len(tokens), progress))
+            unfinished = path.with_suffix(".part")
+            save_file(rows, unfinished)
+            unfinished.rename(path)
+        progress(min(first + SHARD, len(tokens)), len(tokens))
+    return Activations(
+        tuple(examples), tokens, points, subject.blocks.d_model, folder, _starts=_starts(tokens)
+    )
+
+
+def _run(
+    subject: Subject,
+    tokens: Sequence[Tokens],
+    points: Sequence[HookPoint],
+    dtype: torch.dtype,
+    progress: Callable[[int], None],
+) -> dict[str, Tensor]:
+    """One shard: examples of like length go together; padding stands at the end and is masked."""
+    device = next(subject.model.parameters()).device
+    found: dict[HookPoint, dict[int, Tensor]] = {point: {} for point in points}
+    seen: dict[HookPoint, Tensor] = {}
+
+    def visit(point: HookPoint, hidden: Tensor) -> None:
+        seen[point] = hidden
+
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i].ids))
+    with attach(subject.blocks, points, visit):
+        start = 0
+        while start < len(order):
+            batch = _next_batch(order[start:], tokens)
+            width = len(tokens[batch[-1]].ids)
+            ids = torch.zeros(len(batch), width, dtype=torch.int64)
+            mask = torch.zeros_like(ids)
+            for row, index in enumerate(batch):
+                own = tokens[index].ids
+                ids[row, : len(own)] = torch.tensor(own)
+                mask[row, : len(own)] = 1
+            seen.clear()
+            subject.model(input_ids=ids.to(device), attention_mask=mask.to(device))
+            for point in points:
+                if point not in seen:
+                    raise HookPointError(f"{point} did not fire in a forward pass")
+                for row, index in enumerate(batch):
+                    rows = seen[point][row, : len(tokens[index].ids)]
+                    found[point][index] = rows.to("cpu", dtype, copy=True)
+            start += len(batch)
+            progress(start)
+    return {str(point): torch.cat([found[point][i] for i in range(len(tokens))]) for point in points}
+
+
+def _counted_from(first: int, total: int, progress: Progress) -> Callable[[int], None]:
+    return lambda done: progress(first + done, total)
+
+
+def _next_batch(order: Sequence[int], tokens: Sequence[Tokens]) -> list[int]:
+    """As many as fit, one at least. `order` is by rising length."""
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) + 1) * len(tokens[index].ids) > _BATCH_TOKENS:
+            break
+        batch.append(index)
+    return batch
+
+
+def _cut(tokens: Tokens, limit: int) -> Tokens:
+    return Tokens(tokens.ids[:limit], min(tokens.num_prompt, limit))
+
+
+def _starts(tokens: Sequence[Tokens]) -> NDArray[np.int64]:
+    lengths = np.array([len(t.ids) for t in tokens], dtype=np.int64)
+    starts = np.zeros_like(lengths)
+    for first in range(0, len(lengths), SHARD):
+        part = lengths[first : first + SHARD]
+        starts[first : first + SHARD] = np.cumsum(part) - part
+    return starts
+
+
+def _shard_path(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.safetensors"
+
+
+def _key(subject: Subject, tokens: Sequence[Tokens], points: Sequence[HookPoint], dtype: torch.dtype) -> str:
+    digest = hashlib.sha256()
+    parts = [subject.fingerprint, subject.tokenizer_hash, str(dtype), [str(point) for point in points]]
+    digest.update(json.dumps(parts).encode())
+    for its in tokens:
+        digest.update(np.array([its.num_prompt, *its.ids], dtype=np.int64).tobytes())
+    return digest.hexdigest()[:24]

@@ -1,0 +1,59 @@
+"""Scores of monitors on collected activations, by the very code that scores them in production."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from monitors.bank import Bank
+from monitors.base import Monitor
+from monitors.lab.activations import SHARD, Activations
+from monitors.tracker import TrackerPlan
+
+Floats = NDArray[np.float64]
+Phase = Literal["prompt", "response"]
+
+
+class Scorer:
+    """Runs monitors over examples: the bank on the rows, then a tracker per phase."""
+
+    def __init__(self, monitors: Sequence[Monitor]) -> None:
+        self._bank = Bank(monitors, "cpu")
+        self._plan = TrackerPlan(self._bank.monitors)
+
+    def running(self, acts: Activations, index: int) -> dict[Phase, Floats]:
+        """The running score after each token, by phase: [n_tokens of the phase, n_monitors].
+
+        Tokens out of scope have -inf; a monitor that failed has NaN.
+        """
+        return self._running(acts, [index])[0]
+
+    def maxima(self, acts: Activations, phase: Phase) -> Floats:
+        """What `max(prompt.x)` or `max(response.x)` comes to: [n_examples, n_monitors]; -inf where nothing was in scope."""
+        found = np.full((len(acts.examples), len(self._bank.monitors)), -np.inf)
+        for first in range(0, len(acts.examples), SHARD):
+            indices = range(first, min(first + SHARD, len(acts.examples)))
+            for index, scores in zip(indices, self._running(acts, indices), strict=True):
+                if len(scores[phase]):
+                    found[index] = scores[phase].max(axis=0)
+        return found
+
+    @torch.inference_mode()
+    def _running(self, acts: Activations, indices: Sequence[int]) -> list[dict[Phase, Floats]]:
+        sizes = [len(acts.tokens[index].ids) for index in indices]
+        buffer = self._bank.begin(sum(sizes))
+        for point in self._bank.hook_points:
+            self._bank.read(point, torch.cat(acts.batch(point, indices)), buffer)
+        parts = np.split(self._bank.end(buffer).numpy(), np.cumsum(sizes)[:-1])
+        found: list[dict[Phase, Floats]] = []
+        for index, values in zip(indices, parts, strict=True):
+            num_prompt = acts.tokens[index].num_prompt
+            found.append(
+                {
+                    "prompt": self._plan.prompt().push(values[:num_prompt]),
+                    "response": self._plan.response().push(values[num_prompt:]),
+                }
+            )
+        return found

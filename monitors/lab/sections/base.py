@@ -1,0 +1,26 @@
+"""What the sections of a card have in common."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class CardPart(BaseModel):
+    """Strict and finite: a card is read back by other programs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Interval(CardPart):
+    """A figure with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Section(CardPart):
+    """One step's findings, with what they rest on."""
+
+    weights_sha256: str  # of the monitor that was looked at; findings on other weights don't count
+    data_sha256: str  # `dataset_digest` of the examples
+    num_examples: int
+    seed: int = 0

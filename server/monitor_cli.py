@@ -1,0 +1,21 @@
+"""`interlock monitor …`, `interlock sae …`, `interlock vector …`: the lab."""
+
+import typer
+
+monitor_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="""
+From labelled conversations to a monitor that may be enforced, in four commands:
+
+- `interlock monitor fit --data train.jsonl --name harm --out monitors/harm`
+
+- `interlock monitor calibrate monitors/harm --data benign.jsonl`
+
+- `interlock monitor verify monitors/harm --data test.jsonl`
+
+- `interlock monitor report monitors/harm --data test.jsonl`
+""",
+)
+sae_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Sparse autoencoders.")
+vector_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Steering vectors.")
