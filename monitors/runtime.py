@@ -17,6 +17,7 @@ from torch import Tensor
 from monitors.bank import Bank
 from monitors.hook_points import Blocks, HookPointError
 from monitors.hooks import attach
+from monitors.norms import NormMeter, NormSummary
 from monitors.steering import Direction, Edit, SteeringVector, steer
 from monitors.types import HookPoint
 
@@ -69,6 +70,7 @@ class Runtime:
         self._hooks, self.bank, self._vectors = hooks, bank, on_device
         self._pass: _Pass | None = None
         self._dropped = torch.zeros((), dtype=torch.int64, device=bank.device)
+        self._norms = NormMeter(bank.hook_points, bank.device)
 
     def begin(self, spans: Sequence[RowSpan]) -> None:
         """Announce the rows of the next forward pass, in row order. An earlier pass that did not end is forgotten.
@@ -77,6 +79,7 @@ class Runtime:
         """
         self._pass = None
         num_rows = sum(span.num_rows for span in spans)
+        self._norms.begin()
         self._pass = _Pass(num_rows, self.bank.begin(num_rows), self._plan_steering(spans))
 
     def end(self) -> Tensor:
@@ -89,6 +92,10 @@ class Runtime:
     def dropped_edits(self) -> int:
         """How many row edits were dropped since install() because the result was not finite. Waits for the device."""
         return int(self._dropped.item())
+
+    def row_norms(self) -> dict[HookPoint, NormSummary]:
+        """What was sampled of the rows at the bank's hook points since install(). Waits for the device."""
+        return self._norms.summary()
 
     def close(self) -> None:
         """Remove all hooks."""
@@ -130,6 +137,7 @@ class Runtime:
             raise HookPointError(f"{point} fired twice in one forward pass; call begin() before each pass")
         step.seen.add(point)
         self.bank.read(point, rows, step.buffer)
+        self._norms.read(point, rows)
         steered = step.steered.get(point)
         return None if steered is None else self._edited(rows, steered).view(hidden.shape)
 

@@ -116,6 +116,12 @@ class Admission:
             service.metrics.shed.labels("audit_unwritable").inc()
             service.metrics.failures.labels("audit", "closed").inc()
             raise unavailable("Decisions can't be recorded at the moment, so requests are refused.")
+        if service.canary is not None and service.canary.refuses:
+            service.metrics.shed.labels("canary").inc()
+            service.metrics.failures.labels("canary", "closed").inc()
+            raise unavailable(
+                "Monitors do not give the scores they were calibrated with, so requests are refused."
+            )
         if body.num_unknown_fields:
             service.metrics.unknown_fields.inc(body.num_unknown_fields)
 

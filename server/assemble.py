@@ -17,7 +17,9 @@ from monitors.selfcheck import check_hooks
 from server.auditing.content import ContentRules, read_key
 from server.auditing.files import Rotation
 from server.auditing.writer import AuditLog, LogSettings
+from server.canary import CanaryWatch
 from server.config import ServerConfig
+from server.drift import DriftCollector, DriftWatch
 from server.engines import engine_class
 from server.engines.base import Engine
 from server.engines.transformers.engine import EngineSettings
@@ -62,6 +64,16 @@ def assemble(config: ServerConfig) -> Service:
     metrics = create_metrics(engine.info.model_id, policies.current)
     metrics.model_info.labels(engine.info.model_id, engine.info.dtype, engine.info.fingerprint[:12]).set(1)
     metrics.watch_load(engine.load)
+    monitors = policies.in_force.monitors
+    drift = DriftWatch()
+    drift.install(monitors.monitors)
+    metrics.registry.register(DriftCollector(drift, engine.row_norms))
+    canary = CanaryWatch(
+        engine,
+        on_failure=config.canary,
+        on_checked=lambda name, passed: metrics.canary_ok.labels(name).set(passed),
+    )
+    canary.expect(monitors)
     return Service(
         engine=engine,
         tokenizer=ModelTokenizer(loaded.tokenizer),
@@ -73,6 +85,8 @@ def assemble(config: ServerConfig) -> Service:
         clock=time.monotonic,
         now=lambda: datetime.now(UTC),
         started=int(datetime.now(UTC).timestamp()),
+        drift=drift,
+        canary=canary,
     )
 
 

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from guard.audit import SeriesFormat
 from guard.schema import LogContent
 from server.auditing.writer import OnFull
+from server.canary import OnFailure
 
 _PREFIX = "INTERLOCK__"
 DEMO = Path(__file__).resolve().parent.parent / "deploy" / "demo"
@@ -73,4 +74,8 @@ class ServerConfig(BaseSettings):
     prefill_chunk: Annotated[int, Field(ge=1)] = 256
     reload_poll_s: Annotated[float, Field(ge=0)] = 2.0  # how often the policy's files are looked at; 0: never
     drain_timeout_s: Annotated[float, Field(ge=0)] = 30.0  # after SIGTERM, before what still runs is ended
+    canary: OnFailure = (
+        "closed"  # a monitor fails its canaries: closed refuses requests, open serves and counts
+    )
+    canary_interval_s: Annotated[float, Field(gt=0)] = 300.0
     prefix_cache_tokens: Annotated[int, Field(ge=0)] = 16_384

@@ -170,6 +170,11 @@ class Metrics:
             "Seconds since a decision record was written; meaningful while records are queued.",
         )
         self.audit_writable = gauge("audit_writable", "1 if decision records can be written.")
+        self.canary_ok = gauge(
+            "monitor_canary_ok",
+            "1 if the monitor gives its canaries the scores it was calibrated with, on this engine.",
+            "monitor",
+        )
         self.running = gauge("requests_running", "Responses being generated.", "model")
         self.waiting = gauge("requests_waiting", "Responses waiting for a row.", "model")
         self.kv_usage = gauge("kv_cache_usage_ratio", "Filled share of the KV cache.")
@@ -189,13 +194,13 @@ class Metrics:
             metric.labels(self.model)
         for kind in ("prompt", "completion"):
             self.tokens.labels(self.model, kind)
-        for component in ("monitor", "engine", "audit"):
+        for component in ("monitor", "engine", "audit", "canary"):
             for disposition in ("open", "closed"):
                 self.failures.labels(component, disposition)
         self.policy_reload_ok.set(1)
         for result in ("success", "failure"):
             self.policy_reloads.labels(result)
-        for reason in ("queue_full", "prompt_too_long", "draining", "audit_unwritable"):
+        for reason in ("queue_full", "prompt_too_long", "draining", "audit_unwritable", "canary"):
             self.shed.labels(reason)
 
     def show_policy(self, policy: Policy) -> None:

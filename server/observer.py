@@ -29,6 +29,11 @@ _OUTCOME = {
 }
 
 
+_CUT_SHORT = frozenset(
+    {"cancelled", "error", "shed"}
+)  # their scores are of a part, so drift is not told from them
+
+
 class ChoiceObserver:
     """Implements the pipeline's `Observer` for one choice."""
 
@@ -143,6 +148,8 @@ class ChoiceObserver:
             metrics.monitor_tokens.labels(name).inc(self._num_scored[phase])
             if self._num_scored[phase] and name in maxima[phase]:
                 metrics.monitor_score.labels(name, phase).observe(maxima[phase][name])
+                if kind not in _CUT_SHORT:
+                    self._service.drift.observe(name, phase, maxima[phase][name])
 
     def _log_failure(self, error: Exception) -> None:
         """What failed and where; never its message, which may hold text of the request."""

@@ -76,6 +76,10 @@ async def _run(service: Service, config: ServerConfig, api: socket.socket, admin
     if config.reload_poll_s:
         watching = service.policies.watch(service.try_reload, config.reload_poll_s)
         background.add(asyncio.create_task(watching))
+    if service.canary is not None:
+        in_force = service.policies
+        checking = service.canary.watch(lambda: in_force.in_force.monitors, config.canary_interval_s)
+        background.add(asyncio.create_task(checking))
     servers = {
         _Server(_uvicorn(create_app(service, expose_metrics=config.expose_metrics))): api,
         _Server(_uvicorn(create_admin_app(service))): admin,

@@ -11,6 +11,8 @@ from guard.audit import SeriesFormat
 from guard.policy import Policy
 from server.auditing.content import ContentRules
 from server.auditing.writer import AuditLog
+from server.canary import CanaryWatch
+from server.drift import DriftWatch
 from server.engines.base import Engine
 from server.metrics import Metrics
 from server.policy_store import PolicyStore
@@ -42,6 +44,8 @@ class Service:
     started: int = 0  # Unix seconds
     max_body_bytes: int = 8 * 1024 * 1024
     drain: Drain = field(default_factory=Drain)
+    drift: DriftWatch = field(default_factory=DriftWatch)
+    canary: CanaryWatch | None = None  # None: canaries are not run
 
     @property
     def served_models(self) -> tuple[str, ...]:
@@ -49,6 +53,7 @@ class Service:
 
     async def reload_policy(self, *, allow_shrink: bool = False) -> Policy:
         """Put policy and monitors on disk in force. Raises what `PolicyStore.reload` raises; then the last good ones stay."""
+        before = self.policies.in_force.monitors
         try:
             policy = await self.policies.reload(self.engine.install, allow_shrink=allow_shrink)
         except Exception:
@@ -59,6 +64,11 @@ class Service:
         self.metrics.policy_reload_ok.set(1)
         self.metrics.policy_reload_time.set_to_current_time()
         self.metrics.show_policy(policy)
+        if self.policies.in_force.monitors is not before:
+            self.drift.install(self.policies.in_force.monitors.monitors)
+            if self.canary is not None:
+                self.canary.expect(self.policies.in_force.monitors)
+                await self.canary.check(self.policies.in_force.monitors)
         return policy
 
     async def try_reload(self) -> None:

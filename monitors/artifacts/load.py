@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from monitors.aggregate import AggregatorSpec
+from monitors.artifacts.canary import CANARY_FILE, Canary, read_canary
 from monitors.artifacts.files import (
     MONITOR_FILE,
     VECTOR_FILE,
@@ -50,6 +51,7 @@ class MonitorSet:
 
     monitors: tuple[Monitor, ...] = ()
     vectors: Mapping[str, SteeringVector] = field(default_factory=dict)
+    canaries: tuple[Canary, ...] = ()
 
     def bank(self, device: torch.device | str) -> Bank:
         return Bank(self.monitors, device)
@@ -63,11 +65,13 @@ def load_folder(
         raise ArtifactError(f"{path}: no such folder; give the folder whose sub-folders are the monitors")
     reader = _Reader(path, ModelIdentity(fingerprint, d_model, num_layers, tokenizer_hash))
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
-    monitors = [reader.monitor(folder) for folder in folders if (folder / MONITOR_FILE).exists()]
+    monitor_folders = [folder for folder in folders if (folder / MONITOR_FILE).exists()]
+    monitors = [reader.monitor(folder) for folder in monitor_folders]
+    canaries = tuple(canary for folder in monitor_folders if (canary := reader.canary(folder)))
     vectors = [reader.vector(folder) for folder in folders if (folder / VECTOR_FILE).exists()]
     _check_unique(path, "monitor", [monitor.name for monitor in monitors])
     _check_unique(path, "vector", [vector.name for vector in vectors])
-    return MonitorSet(tuple(monitors), {vector.name: vector for vector in vectors})
+    return MonitorSet(tuple(monitors), {vector.name: vector for vector in vectors}, canaries)
 
 
 def load_monitor(folder: Path, model: ModelIdentity) -> Monitor:
@@ -110,6 +114,17 @@ class _Reader:
             )
         except ValueError as error:
             raise ArtifactError(f"{path}: {error}") from error
+
+    def canary(self, folder: Path) -> Canary | None:
+        canary = read_canary(folder, self._root)
+        if canary is None:
+            return None
+        file = read_json(folder / MONITOR_FILE, self._root, MonitorFile)
+        if (canary.monitor, canary.weights_sha256) != (file.name, file.weights_sha256):
+            raise ArtifactError(
+                f"{folder / CANARY_FILE}: made for other weights or another monitor; calibrate the monitor again"
+            )
+        return canary
 
     def vector(self, folder: Path) -> SteeringVector:
         path = folder / VECTOR_FILE

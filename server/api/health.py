@@ -18,7 +18,7 @@ _STALLED_S = 30.0  # one step takes that long: the model hangs
 @router.head("/health")
 @router.get("/health")
 async def health(request: Request) -> Response:
-    """200 with an empty body, or 503: the engine has ended, or hangs in a step.
+    """200 with an empty body, or 503: the engine has ended, hangs in a step, or fails its canaries.
 
     A decision log that can't be written is told in a header: restarting the server would not cure it.
     """
@@ -46,4 +46,6 @@ async def metrics(request: Request) -> Response:
 
 
 def _is_healthy(service: Service) -> bool:
+    if service.canary is not None and service.canary.refuses:
+        return False
     return service.engine.is_alive and service.engine.load().step_age_s < _STALLED_S

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from guard.types import Phase
 from monitors.artifacts import MonitorSet
 from monitors.base import Monitor
+from monitors.norms import NormSummary
+from monitors.types import HookPoint
 
 
 class FinishReason(StrEnum):
@@ -169,6 +171,10 @@ class Engine(Protocol):
         ...
 
     def load(self) -> EngineLoad: ...
+
+    def row_norms(self) -> Mapping[HookPoint, NormSummary]:
+        """log ||x|| at the monitors' hook points, sampled since they were installed. May wait for the device."""
+        ...
 
     async def start(self) -> None: ...
 

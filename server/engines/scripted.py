@@ -11,6 +11,7 @@ from torch import Tensor
 from guard.types import Phase
 from monitors.artifacts import MonitorSet
 from monitors.base import Calibration, Column, Monitor, Threshold
+from monitors.norms import NormSummary
 from monitors.types import HookPoint
 from server.engines.base import (
     EngineDead,
@@ -156,6 +157,9 @@ class ScriptedEngine:
     async def install(self, monitors: MonitorSet) -> None:
         """A script's monitors are what it plays; only the vectors that it may be asked for can change."""
         self._vectors = frozenset(monitors.vectors)
+
+    def row_norms(self) -> Mapping[HookPoint, NormSummary]:
+        return {}
 
     def load(self) -> EngineLoad:
         return EngineLoad(len(self._running), 0, sum(self._running.values()), 1_000_000, 0.0)

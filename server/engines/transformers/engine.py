@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -11,8 +11,10 @@ import structlog
 
 from monitors.artifacts import MonitorSet
 from monitors.base import Monitor
+from monitors.norms import NormSummary
 from monitors.runtime import Runtime
 from monitors.steering import Edit
+from monitors.types import HookPoint
 from server.engines.base import (
     EngineBusy,
     EngineDead,
@@ -156,6 +158,9 @@ class TransformersEngine:
         if not self.is_alive:
             raise EngineDead(self._dead or "the engine was not started")
         await self._installed.exchange(monitors)
+
+    def row_norms(self) -> Mapping[HookPoint, NormSummary]:
+        return self._runtime.row_norms()
 
     def load(self) -> EngineLoad:
         started = self._step_started
