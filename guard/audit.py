@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.policy import Policy
-from guard.types import Failure, JsonObject, Match, Outcome, Phase, Score, Subject
+from guard.types import Failure, JsonObject, Match, Opinion, Outcome, Phase, Score, Subject
 
 ScoresByPhase = Mapping[Phase, Mapping[str, Sequence[Score]]]
 SeriesFormat = Literal["exact", "q8", "none"]
@@ -65,6 +65,7 @@ def decision_record(
         "stream": stream,
         "matches": [_match(match, policy) for match in outcome.matches],
         "shadow": [_match(match, policy) for match in outcome.shadow],
+        "second_opinions": [_opinion(opinion) for opinion in outcome.opinions],
         "exceptions": list(waivers),
         "scores": {
             phase.value: {name: series_record(values, series) for name, values in by_monitor.items()}
@@ -87,6 +88,19 @@ def _match(match: Match, policy: Policy) -> JsonObject:
         "token": match.token,
         "values": dict(match.values),
         **({"override": match.override} if match.override else {}),
+    }
+
+
+def _opinion(opinion: Opinion) -> JsonObject:
+    return {
+        "rule": opinion.rule,
+        "to": opinion.to,
+        "answer": opinion.advice.answer.value,
+        "reason": opinion.advice.reason,
+        "verdict": "allow" if opinion.allowed else "block",
+        "phase": opinion.phase.value,
+        "token": opinion.token,
+        "latency_ms": round(opinion.advice.seconds * 1000, 3),
     }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from guard.policy import Policy
 from guard.recorded import Recorded, UnjudgedError, read_record
 from guard.replay import replay
-from guard.types import JsonObject, Mode, OnError, Outcome, Phase
+from guard.types import Answer, JsonObject, Mode, OnError, Outcome, Phase
 
 _STOPPED = ("block", "replace", "unavailable")
 
@@ -30,6 +30,11 @@ class Rejudged:
     def open_ended(self) -> bool:
         """The recorded reply was stopped and would not be now: what the model would have said next is not known."""
         return self.recorded.outcome.verdict in _STOPPED and self.after.verdict not in _STOPPED
+
+    @property
+    def asks_anew(self) -> list[str]:
+        """The rules that would ask for a second opinion that was not recorded: what it would say is not known."""
+        return [o.rule for o in self.after.opinions if o.advice.answer is Answer.UNKNOWN]
 
 
 def rejudge(policy: Policy, record: JsonObject) -> Rejudged:
@@ -54,6 +59,7 @@ def _decide(policy: Policy, recorded: Recorded) -> Outcome:
         recorded.series[Phase.PROMPT],
         recorded.series[Phase.RESPONSE],
         recorded.now,
+        advise=recorded.advise,
         num_prompt=recorded.num_tokens[Phase.PROMPT],
         num_response=recorded.num_tokens[Phase.RESPONSE],
         prompt_complete=recorded.prompt_complete,
@@ -97,6 +103,8 @@ class Backtest:
     num_same: int = 0
     num_rounded: int = 0
     num_open_ended: int = 0
+    would_ask: dict[str, Group] = field(default_factory=dict)
+    """By rule: responses about which it would ask for a second opinion, and none was recorded."""
     verdicts_before: Counter[str] = field(default_factory=Counter)
     verdicts_after: Counter[str] = field(default_factory=Counter)
     changes: dict[Change, Group] = field(default_factory=dict)
@@ -133,10 +141,12 @@ class Backtest:
         self.num_tokens += sum(recorded.num_tokens.values())
         self.num_rounded += recorded.rounded
         self.num_open_ended += judged.open_ended
+        name = f"{recorded.decision_id}#{recorded.choice}" if recorded.choice else recorded.decision_id
+        for rule in dict.fromkeys(judged.asks_anew):
+            self.would_ask.setdefault(rule, Group()).add(name, self.keep)
         self.verdicts_before[before.verdict] += 1
         self.verdicts_after[after.verdict] += 1
         self.recorded_under[recorded.policy] += 1
-        name = f"{recorded.decision_id}#{recorded.choice}" if recorded.choice else recorded.decision_id
         if judged.same:
             self.num_same += 1
         elif before.verdict == after.verdict:
@@ -151,6 +161,8 @@ def acting_rule(outcome: Outcome) -> str:
     if outcome.unavailable:
         closed = (f.rule for f in outcome.failures if f.mode is Mode.ENFORCE and f.on_error is OnError.CLOSED)
         return next(closed, "")
+    if refused := next((o.rule for o in outcome.opinions if not o.allowed), ""):
+        return refused
     return next((m.rule for m in outcome.matches if m.severity is outcome.action), "")
 
 

@@ -1,8 +1,9 @@
 """From documents to rules: parse the conditions, fill in defaults, and check what one document cannot show alone."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
+from guard.actions.escalate import Escalate
 from guard.actions.steer import Steer
 from guard.budgets import with_budgets
 from guard.errors import ExpressionError, Flaw, Problem, did_you_mean
@@ -26,11 +27,13 @@ class Checker:
         monitors: Mapping[str, MonitorInfo] | None,
         vectors: Mapping[str, VectorInfo] | None,
         max_response_tokens: int | None,
+        targets: Collection[str] | None,
     ) -> None:
         self._rules: list[Rule] = []
         self.waivers: list[Waiver] = []
         self._known = Known(monitors, max_response_tokens)
         self._vectors = vectors
+        self._targets = targets
         self._problems: list[Problem] = []
         self._sources: list[tuple[Source, Document]] = []
         self._first: dict[str, Problem] = {}  # id of a rule or an exception -> its place
@@ -81,6 +84,7 @@ class Checker:
         mode = Mode(spec.mode or document.defaults.mode)
         self._check_match(source, spec.match, (*path, "match"))
         self._check_vector(source, spec, path)
+        self._check_target(source, spec, path)
         condition = self._condition(source, spec.when, (*path, "when"))
         if condition is None:
             return
@@ -169,6 +173,14 @@ class Checker:
                 source.problem(where, "unknown-vector", f"unknown steering vector '{action.vector}'", hint)
             )
 
+    def _check_target(self, source: Source, spec: RuleSpec, path: Path_) -> None:
+        action = spec.action
+        if isinstance(action, Escalate) and self._targets is not None and action.to not in self._targets:
+            where = (*path, "then", "escalate", "to")
+            hint = did_you_mean(action.to, self._targets) or "this server has none: see --second-opinions"
+            message = f"unknown target of second opinions '{action.to}'"
+            self._add(source.problem(where, "unknown-target", message, hint))
+
     # --- exceptions
 
     def _exceptions(self, source: Source, document: ExceptionsDocument) -> None:
@@ -246,6 +258,15 @@ class Checker:
                     hint = did_you_mean(name, rules)
                     self._add(source.problem(where, "unknown-rule", f"no rule is called '{name}'", hint))
         self._check_thresholds(source, test, path)
+        asked = {rule.action.to for rule in self.rules if isinstance(rule.action, Escalate)}
+        for target in test.given.second_opinion:
+            if target not in asked:
+                where = (*path, "given", "second_opinion", target)
+                hint = did_you_mean(target, asked)
+                message = f"no rule escalates to '{target}'"
+                self._add(
+                    source.problem(where, "unused-opinion", message, hint, at_key=True, severity="warning")
+                )
         read = frozenset().union(*(rule.reads for rule in self.rules))
         for phase, series in ((Phase.PROMPT, test.given.prompt), (Phase.RESPONSE, test.given.response)):
             known = {name for of, name in read if of is phase}

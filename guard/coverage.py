@@ -1,10 +1,13 @@
 """What the tests of a policy never make happen."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from guard.actions.escalate import Escalate
 from guard.policy import Policy
 from guard.policy_test import case_outcome
-from guard.types import Mode, Phase
+from guard.rules import Rule
+from guard.types import Answer, Mode, Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,8 @@ class Coverage:
     """Rules that match in every test that reads their series: nothing shows that they let anything pass."""
     actions: tuple[str, ...]
     """Actions of the policy's rules that no test makes act."""
+    answers: tuple[tuple[str, str], ...]
+    """Rules that escalate, with what no test has their target answer: allow, block, or nothing in time."""
     phases: tuple[str, ...]
     """Phases that the policy's rules read and in which no test makes one match."""
     failures: bool
@@ -29,7 +34,9 @@ class Coverage:
 
     @property
     def complete(self) -> bool:
-        return not (self.unmatched or self.unmissed or self.actions or self.phases or self.failures)
+        return not (
+            self.unmatched or self.unmissed or self.actions or self.answers or self.phases or self.failures
+        )
 
 
 def coverage(policy: Policy) -> Coverage:
@@ -38,6 +45,7 @@ def coverage(policy: Policy) -> Coverage:
     matched: set[str] = set()
     missed: set[str] = set()
     actions: set[str] = set()
+    answered: set[tuple[str, Answer]] = set()
     phases: set[Phase] = set()
     failed = False
     for case in policy.tests:
@@ -49,6 +57,7 @@ def coverage(policy: Policy) -> Coverage:
         matched |= now
         missed |= {rule.id for rule in rules if rule.reads & given} - now
         actions |= {match.action for match in outcome.matches}
+        answered |= {(opinion.rule, opinion.advice.answer) for opinion in outcome.opinions}
         phases |= {match.phase for match in found}
         failed = failed or bool(outcome.failures)
     return Coverage(
@@ -56,9 +65,18 @@ def coverage(policy: Policy) -> Coverage:
         unmatched=tuple(rule.id for rule in rules if rule.id not in matched),
         unmissed=tuple(rule.id for rule in rules if rule.id in matched and rule.id not in missed),
         actions=tuple(dict.fromkeys(r.action.kind for r in rules if r.action.kind not in actions)),
+        answers=tuple(_unanswered(rules, answered)),
         phases=tuple(p.value for p in Phase if p not in phases and any(p in _phases(r.reads) for r in rules)),
         failures=bool(rules) and not failed,
     )
+
+
+def _unanswered(rules: list[Rule], answered: set[tuple[str, Answer]]) -> Iterator[tuple[str, str]]:
+    for rule in rules:
+        if rule.mode is Mode.ENFORCE and isinstance(rule.action, Escalate):
+            for answer in (Answer.ALLOW, Answer.BLOCK, Answer.TIMEOUT):
+                if (rule.id, answer) not in answered:
+                    yield rule.id, answer.value
 
 
 def _phases(reads: frozenset[tuple[Phase, str]]) -> set[Phase]:

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from guard.actions.block import Block
+from guard.actions.escalate import Escalate
+from guard.actions.refusing import Refusing
 from guard.conditions import Aggregates, Running, Verdict, compile_condition
 from guard.errors import DeciderError
 from guard.rules import Rule
 from guard.types import (
+    Advice,
     Decision,
     Effect,
     Emit,
@@ -23,6 +25,7 @@ from guard.types import (
     Match,
     Mode,
     OnError,
+    Opinion,
     Outcome,
     Phase,
     Score,
@@ -72,8 +75,21 @@ class _Step:
     unavailable: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A step whose effects wait for second opinions."""
+
+    phase: Phase
+    token: int
+    asking: tuple[tuple[Rule, Escalate], ...]
+    acting: list[Rule]  # what else is true, and acts if the response goes on
+
+
 class Decider:
-    """One per response. Call `decide` for each prompt chunk and then each response token, in order; then `finish`."""
+    """One per response. Call `decide` for each prompt chunk and then each response token, in order; then `finish`.
+
+    A decision that asks for second opinions (`pending`) is followed by `resolve` before anything else.
+    """
 
     def __init__(
         self, modes: Iterable[tuple[Rule, Mode]], *, waivers: tuple[str, ...] = (), turn: int = 1
@@ -88,7 +104,7 @@ class Decider:
         ]
 
         answering = [rule for rule, enforced in rules if enforced and rule.reads_response]
-        limits = [rule.action.at_most_delivered for rule in answering if isinstance(rule.action, Block)]
+        limits = [rule.action.at_most_delivered for rule in answering if isinstance(rule.action, Refusing)]
         self._limit = min((limit for limit in limits if limit is not None), default=None)
         self._holdback = max((rule.holdback for rule in answering), default=0)
 
@@ -100,9 +116,13 @@ class Decider:
         self.waivers = waivers
         """The exceptions that weakened some rule for this subject."""
 
+        self.escalates = any(enforced and isinstance(rule.action, Escalate) for rule, enforced in rules)
+        """Whether it may ask for a second opinion."""
+
         self._phase = Phase.PROMPT
         self._judged = 0  # tokens of the present phase
         self._emitted = 0
+        self._pending: _Pending | None = None
         self._ended = ""
 
     @property
@@ -119,14 +139,18 @@ class Decider:
         return bool(self._ended)
 
     @property
+    def pending(self) -> bool:
+        """The last decision asks for second opinions, and `resolve` must be told of them next."""
+        return self._pending is not None
+
+    @property
     def all_matched(self) -> bool:
         """No rule is left that could still match."""
         return all(watch.matched for watch in self._watches)
 
     def decide(self, step: StepScores) -> Decision:
         """Judge the next prompt chunk or response token. Raises DeciderError if it is not the next one."""
-        if self._ended:
-            raise DeciderError(f"decide() after {self._ended}: this response is over")
+        self._check_free("decide()")
         if step.phase is not self._phase or step.start != self._judged:
             told = f"{step.phase} token {step.start}, but the next is {self._phase} token {self._judged}"
             raise DeciderError(f"steps must be given in order, without gaps: got {told}")
@@ -134,14 +158,56 @@ class Decider:
             return self._decide_response(step)
         return self._decide_prompt(step)
 
+    def resolve(self, advice: Mapping[str, Advice]) -> Decision:
+        """What follows from the second opinions that the last decision asked for, by rule: the end, or what had waited.
+
+        Raises DeciderError if they are not those that were asked for.
+        """
+        pending = self._pending
+        asked = {rule.id for rule, _ in pending.asking} if pending else set()
+        if pending is None or asked != set(advice):
+            told = f"asked for: {', '.join(sorted(asked)) or 'nothing'}; got: {', '.join(sorted(advice)) or 'nothing'}"
+            raise DeciderError(f"resolve() takes the second opinions that were asked for. {told}")
+        self._pending = None
+        opinions = tuple(
+            Opinion(
+                rule.id,
+                action.to,
+                advice[rule.id],
+                action.allows(advice[rule.id]),
+                pending.phase,
+                pending.token,
+            )
+            for rule, action in pending.asking
+        )
+        self.outcome.opinions.extend(opinions)
+        refused = next(
+            (asked for asked, opinion in zip(pending.asking, opinions, strict=True) if not opinion.allowed),
+            None,
+        )
+        if refused is None:
+            effects = self._go_on(pending.phase, pending.acting)
+        else:
+            rule, action = refused
+            effects = action.refusal()
+            self._ended = f"the stop by rule '{rule.id}'"
+            self.outcome.action = Severity.BLOCK
+            self.outcome.phase, self.outcome.token = pending.phase, pending.token
+        return Decision(pending.phase, pending.token, effects, opinions=opinions)
+
     def finish(self) -> Decision:
         """The model ended the response, and every token of it was judged: what was held back may leave."""
-        if self._ended:
-            raise DeciderError(f"finish() after {self._ended}: this response is over")
+        self._check_free("finish()")
         if self._phase is Phase.PROMPT:
             raise DeciderError("finish() before the end of the prompt: its rules were not decided")
         self._ended = "finish()"
         return Decision(Phase.RESPONSE, self._judged - 1, (Emit(self._judged),))
+
+    def _check_free(self, call: str) -> None:
+        if self._ended:
+            raise DeciderError(f"{call} after {self._ended}: this response is over")
+        if self._pending:
+            raise DeciderError(f"{call} before resolve(): second opinions were asked for")
 
     # --- the prompt: pushed in bulk, decided once
 
@@ -255,10 +321,10 @@ class Decider:
 
     def _conclude(self, phase: Phase, token: int, result: _Step) -> Decision:
         return Decision(
-            phase, token, self._effects(phase, result), tuple(result.matches), tuple(result.failures)
+            phase, token, self._effects(phase, token, result), tuple(result.matches), tuple(result.failures)
         )
 
-    def _effects(self, phase: Phase, result: _Step) -> tuple[Effect, ...]:
+    def _effects(self, phase: Phase, token: int, result: _Step) -> tuple[Effect, ...]:
         strongest = max(result.acting, key=lambda rule: rule.action.severity) if result.acting else None
         severity = strongest.action.severity if strongest else Severity.ALLOW
         if result.unavailable and severity is not Severity.BLOCK:
@@ -268,8 +334,17 @@ class Decider:
         if strongest and severity >= Severity.REPLACE:
             self._ended = f"the stop by rule '{strongest.id}'"
             return strongest.action.effects(strongest.id)
+        asking = tuple((r, r.action) for r in result.acting if isinstance(r.action, Escalate))
+        if asking:
+            acting = [rule for rule in result.acting if not isinstance(rule.action, Escalate)]
+            self._pending = _Pending(phase, token, asking, acting)
+            return tuple(effect for rule, action in asking for effect in action.effects(rule.id))
+        return self._go_on(phase, result.acting)
+
+    def _go_on(self, phase: Phase, acting: list[Rule]) -> tuple[Effect, ...]:
+        """What a response that no rule ends has coming."""
         release = self._release() if phase is Phase.RESPONSE else _HOLD
-        return (*_steering(result.acting), *release) if strongest else release
+        return (*_steering(acting), *release) if acting else release
 
     def _release(self) -> tuple[Effect, ...]:
         upto = self._judged - self._holdback

@@ -8,7 +8,9 @@ from typing import assert_never
 from guard.actions.annotate import Annotate
 from guard.actions.base import Action
 from guard.actions.block import Block
+from guard.actions.escalate import Escalate
 from guard.actions.log import Log
+from guard.actions.refusing import Refusing
 from guard.actions.replace import Replace
 from guard.actions.steer import Steer
 from guard.expressions import Call, calls
@@ -131,8 +133,11 @@ def _mode_words(mode: Mode) -> str:
 def _action(action: Action) -> str:
     match action:
         case Block():
-            said = f', saying "{action.message}"' if action.message else ""
-            return f"block: the request ends as refused ({action.code}){said}; nothing that is held leaves"
+            return f"block: {_refusal(action)}"
+        case Escalate():
+            none = "is taken for a block" if action.on_timeout == "block" else "lets the answer go on"
+            asks = f"{action.to} is asked for a second opinion, and nothing leaves meanwhile"
+            return f"escalate: {asks}. Block: {_refusal(action)}. No answer within {action.deadline}, or an error, {none}"
         case Replace():
             return f'replace: the answer ends, and this is given instead: "{action.message}"'
         case Steer():
@@ -144,6 +149,11 @@ def _action(action: Action) -> str:
             return "log: recorded, and nothing else"
         case _:
             return action.kind
+
+
+def _refusal(action: Refusing) -> str:
+    said = f', saying "{action.message}"' if action.message else ""
+    return f"the request ends as refused ({action.code}){said}; nothing that is held leaves"
 
 
 def _on_error(rule: Rule) -> str:
@@ -163,7 +173,7 @@ def _held(rule: Rule) -> str:
         return "nothing: no token of the answer exists before it is decided"
     if rule.mode is not Mode.ENFORCE:
         return "nothing: only an enforced rule holds text back"
-    limit = rule.action.at_most_delivered if isinstance(rule.action, Block) else None
+    limit = rule.action.at_most_delivered if isinstance(rule.action, Refusing) else None
     if limit == 0:
         return "the whole answer, until it has been judged to its end"
     held = (

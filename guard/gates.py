@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from guard.actions.base import Action
+from guard.actions.refusing import Refusing
 from guard.actions.steer import Steer
 from guard.budgets import is_calibrated
 from guard.expressions import Condition, calls
@@ -31,9 +32,13 @@ def refusals(
     monitors: Mapping[str, MonitorInfo] | None,
     vectors: Mapping[str, VectorInfo] | None,
 ) -> Iterator[Refusal]:
-    """The gates that an enforced rule does not pass. What is not loaded (None) is not judged."""
-    if action.severity is Severity.BLOCK and maturity != "stable":
-        message = f"this rule blocks, but the policy's maturity is '{maturity}'; only stable ones may"
+    """The gates that an enforced rule does not pass. What is not loaded (None) is not judged.
+
+    To escalate takes no calibration: there the scores only choose what a second opinion is asked about.
+    """
+    if isinstance(action, Refusing) and maturity != "stable":
+        does = "blocks" if action.severity is Severity.BLOCK else "may block"
+        message = f"this rule {does}, but the policy's maturity is '{maturity}'; only stable ones may"
         yield Refusal(Gate.MATURITY, "immature-block", message, f"use `mode: shadow`, {_OVERRIDE}")
     if action.severity in {Severity.BLOCK, Severity.REPLACE} and monitors is not None:
         series = dict.fromkeys(call.series for call in calls(condition))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import inf
 
-from guard.actions.block import Block
+from guard.actions.refusing import Refusing
 from guard.alternatives import Limit, alternatives, contradiction, pairs
 from guard.budgets import is_certified
 from guard.errors import Flaw
@@ -179,10 +179,10 @@ def rule_warnings(rule: Rule, tested: frozenset[str]) -> Iterator[tuple[str, str
         )
     if rule.mode is Mode.OFF and rule.severity == "critical":
         yield "mode", "critical-off", f"rule '{rule.id}' is critical and switched off", "use `mode: shadow`"
-    block = rule.action if isinstance(rule.action, Block) else None
+    refusing = rule.action if isinstance(rule.action, Refusing) else None
     if (
-        block
-        and block.at_most_delivered is None
+        refusing
+        and refusing.at_most_delivered is None
         and not rule.holdback
         and rule.reads_response
         and rule.mode is Mode.ENFORCE
@@ -190,4 +190,5 @@ def rule_warnings(rule: Rule, tested: frozenset[str]) -> Iterator[tuple[str, str
         message = (
             f"rule '{rule.id}' blocks in the response, but what was judged before the block has left by then"
         )
-        yield "then", "no-holdback", message, "set defaults.holdback, or at_most_delivered in the block"
+        hint = f"set defaults.holdback, or at_most_delivered in the {refusing.kind}"
+        yield "then", "no-holdback", message, hint

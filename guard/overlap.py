@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from guard.actions.escalate import Escalate
 from guard.actions.steer import Steer
 from guard.alternatives import Alternative, alternatives, implies
 from guard.expressions import Condition
@@ -54,6 +55,12 @@ def _is_duplicate(rule: Rule, other: Rule) -> bool:
         and rule.action.vector != other.action.vector
     ):
         return False  # one condition for two vectors
+    if (
+        isinstance(rule.action, Escalate)
+        and isinstance(other.action, Escalate)
+        and rule.action.to != other.action.to
+    ):
+        return False  # two are asked
     return rule.match == other.match and rule.rollout == other.rollout
 
 

@@ -1,7 +1,7 @@
 """A policy: the rules in force, and how they are read from a file or a folder."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -10,10 +10,11 @@ from pathlib import Path
 
 from guard.checks import Checker
 from guard.decider import Decider
+from guard.durations import seconds
 from guard.errors import PolicyError, Problem
 from guard.expressions import Exceeds, bound, budgets
 from guard.rules import Rule, Waiver
-from guard.schema import LOG_CONTENTS, CaseSpec, Document, Log, PolicyDocument, seconds
+from guard.schema import LOG_CONTENTS, CaseSpec, Document, Log, PolicyDocument
 from guard.types import Mode, MonitorInfo, Phase, Subject, VectorInfo
 from guard.validate import read_document
 from guard.yaml_source import Source, read_source, source_from_text
@@ -96,10 +97,12 @@ def load_policy(
     monitors: Mapping[str, MonitorInfo] | None = None,
     vectors: Mapping[str, VectorInfo] | None = None,
     max_response_tokens: int | None = None,
+    targets: Collection[str] | None = None,
 ) -> Policy:
     """Read a file, or all *.yaml of a folder as one policy. Raises PolicyError with every problem.
 
-    `monitors` and `vectors` are what the server has loaded, and `max_response_tokens` how long its responses can get.
+    `monitors` and `vectors` are what the server has loaded, `max_response_tokens` how long its responses can get, and
+    `targets` the names of those that it can ask for a second opinion.
     None: what needs to know is not checked, and a budget of a monitor has no threshold.
     """
     path = Path(path)
@@ -114,7 +117,7 @@ def load_policy(
             sources.append(read_source(file))
         except PolicyError as error:
             problems += error.problems
-    return _policy(sources, problems, path.name, Checker(monitors, vectors, max_response_tokens))
+    return _policy(sources, problems, path.name, Checker(monitors, vectors, max_response_tokens, targets))
 
 
 def policy_from_text(
@@ -124,9 +127,10 @@ def policy_from_text(
     monitors: Mapping[str, MonitorInfo] | None = None,
     vectors: Mapping[str, VectorInfo] | None = None,
     max_response_tokens: int | None = None,
+    targets: Collection[str] | None = None,
 ) -> Policy:
     """The same from text at hand. Raises PolicyError."""
-    checker = Checker(monitors, vectors, max_response_tokens)
+    checker = Checker(monitors, vectors, max_response_tokens, targets)
     return _policy([source_from_text(text, file)], [], file, checker)
 
 

@@ -6,10 +6,10 @@ from enum import StrEnum
 
 from guard.expressions import budgets
 from guard.policy import Policy
-from guard.replay import replay
+from guard.replay import Advise, replay
 from guard.schema import CaseSpec, Given
 from guard.series import parse_series
-from guard.types import Mode, Outcome, Phase, Score, Subject
+from guard.types import Advice, Answer, Escalate, Mode, Outcome, Phase, Score, Subject
 
 DEFAULT_NOW = datetime(2000, 1, 1, tzinfo=UTC)
 """When a test does not say `now`."""
@@ -83,7 +83,17 @@ def case_outcome(policy: Policy, case: CaseSpec) -> Outcome:
         _series(policy, given, Phase.RESPONSE),
         given.now or DEFAULT_NOW,
         rollout_bucket=given.rollout_bucket,
+        advise=_advise(given),
     )
+
+
+def _advise(given: Given) -> Advise:
+    """A test's targets answer what it says; one that it does not mention is a failure of the test (`_judge`)."""
+
+    def advise(question: Escalate, phase: Phase, token: int) -> Advice:
+        return Advice(Answer(given.second_opinion.get(question.to, Answer.UNKNOWN)))
+
+    return advise
 
 
 def _under(policy: Policy, given: Given) -> Policy:
@@ -126,8 +136,20 @@ def _judge(case: CaseSpec, outcome: Outcome, notes: tuple[str, ...]) -> CaseResu
     status = Status.FAILED if differences else Status.PASSED
     if case.known_miss:
         status = Status.KNOWN_MISS if differences else Status.FIXED
+    if unanswered := _unanswered(outcome):
+        status, differences = Status.FAILED, (*unanswered, *differences)
     return CaseResult(
         case.name, status, _told(expected), _told(happened), (*differences, *(notes if differences else ()))
+    )
+
+
+def _unanswered(outcome: Outcome) -> tuple[str, ...]:
+    """A test that leaves open what a second opinion says shows nothing: neither that it blocks nor that it lets pass."""
+    asked = dict.fromkeys((o.rule, o.to) for o in outcome.opinions if o.advice.answer is Answer.UNKNOWN)
+    return tuple(
+        f"second_opinion: rule '{rule}' asks '{to}'; write what it answers, for example "
+        f"given: {{second_opinion: {{{to}: block}}}} (or allow, or timeout)"
+        for rule, to in asked
     )
 
 

@@ -11,11 +11,15 @@ from guard.actions import ACTIONS
 from guard.audit import recorded_scores, recorded_subject
 from guard.errors import GuardError
 from guard.types import (
+    Advice,
+    Answer,
+    Escalate,
     Failure,
     JsonObject,
     Match,
     Mode,
     OnError,
+    Opinion,
     Outcome,
     Phase,
     Score,
@@ -47,6 +51,14 @@ class Recorded:
     num_tokens: Mapping[Phase, int]
     prompt_complete: bool
     rounded: bool  # some series is kept in eight bits: good for a guess only
+
+    def advise(self, question: Escalate, phase: Phase, token: int) -> Advice:
+        """What came of asking then, if the same was asked: a match at another token is about another text."""
+        asked = (question.rule, question.to, phase, token)
+        for opinion in self.outcome.opinions:
+            if (opinion.rule, opinion.to, opinion.phase, opinion.token) == asked:
+                return opinion.advice
+        return Advice(Answer.UNKNOWN)
 
     def lacks(self, needed: Collection[tuple[Phase, str]], phase: Phase) -> str:
         """A needed series of a phase that was not recorded; "" if none, or if the phase has no tokens."""
@@ -89,6 +101,17 @@ class _Failure(_Part):
     token: int
 
 
+class _Opinion(_Part):
+    rule: str
+    to: str
+    answer: Answer
+    reason: str = ""
+    verdict: Literal["allow", "block"]
+    phase: Phase
+    token: int
+    latency_ms: float
+
+
 class _Record(_Part):
     """What is needed of a record. Further keys are not looked at."""
 
@@ -104,10 +127,11 @@ class _Record(_Part):
     metadata: dict[str, str]
     turn: int = 1
     policy: _PolicyName
-    action: Literal["allow", "log", "annotate", "steer", "replace", "block", "unavailable"]
+    action: Literal["allow", "log", "annotate", "steer", "escalate", "replace", "block", "unavailable"]
     matches: tuple[_Match, ...]
     shadow: tuple[_Match, ...]
     errors: tuple[_Failure, ...]
+    second_opinions: tuple[_Opinion, ...] = ()
     scores: dict[Phase, dict[str, dict[str, Any]]]
     usage: _Usage = _Usage()
 
@@ -176,8 +200,11 @@ def _check_gaps(series: dict[str, Any]) -> None:
 def _outcome(read: _Record) -> Outcome:
     """What was decided, as the decider had it."""
     matches = [_match(match) for match in read.matches]
+    opinions = [_opinion(opinion) for opinion in read.second_opinions]
     strongest = max((match.severity for match in matches), default=Severity.ALLOW)
-    acted = next((match for match in matches if match.severity is strongest), None)
+    acted: Match | Opinion | None = next((match for match in matches if match.severity is strongest), None)
+    if refused := next((opinion for opinion in opinions if not opinion.allowed), None):
+        strongest, acted = Severity.BLOCK, refused
     return Outcome(
         action=strongest,
         phase=acted.phase if acted else None,
@@ -187,6 +214,7 @@ def _outcome(read: _Record) -> Outcome:
         failures=[
             Failure(f.rule, f.monitor, f.reason, f.mode, f.on_error, f.phase, f.token) for f in read.errors
         ],
+        opinions=opinions,
         unavailable=read.action == "unavailable",
     )
 
@@ -198,3 +226,8 @@ def _match(match: _Match) -> Match:
     return Match(
         match.rule, match.action, severity, match.mode, match.phase, match.token, match.values, match.override
     )
+
+
+def _opinion(opinion: _Opinion) -> Opinion:
+    advice = Advice(opinion.answer, opinion.latency_ms / 1000, opinion.reason)
+    return Opinion(opinion.rule, opinion.to, advice, opinion.verdict == "allow", opinion.phase, opinion.token)

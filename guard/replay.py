@@ -4,15 +4,23 @@ The decider that decides live decides here, too. What is skipped is only what pr
 recorded scores rule out (see `bounds`), and with them, as a rule, all tokens of a harmless response.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace as with_changes
 from datetime import datetime
 
 from guard.bounds import Bounds
+from guard.decider import Decider
 from guard.policy import Policy
-from guard.types import Outcome, Phase, Score, StepScores, Subject
+from guard.types import Advice, Answer, Decision, Escalate, Outcome, Phase, Score, StepScores, Subject
 
 SeriesByMonitor = Mapping[str, Sequence[Score]]
+Advise = Callable[[Escalate, Phase, int], Advice]
+"""What came of asking for a second opinion on a match at a token of a phase."""
+
+
+def nobody_advises(_: Escalate, phase: Phase, token: int) -> Advice:
+    """The response goes on, and its outcome says that somebody would have been asked."""
+    return Advice(Answer.UNKNOWN)
 
 
 def replay(
@@ -23,6 +31,7 @@ def replay(
     now: datetime,
     *,
     rollout_bucket: float | None = None,
+    advise: Advise = nobody_advises,
     num_prompt: int | None = None,
     num_response: int | None = None,
     prompt_complete: bool = True,
@@ -32,6 +41,7 @@ def replay(
     `num_prompt` and `num_response` are the tokens of each phase; None: as many as the longest series has. A series
     that is shorter is missing from there on; a monitor without a series is missing altogether. Both are failures of
     the rules that read it. A prompt that is not complete was cut off before its rules were decided.
+    Nobody is asked for second opinions: `advise` tells what came of it then.
     """
     num_tokens = {
         Phase.PROMPT: _longest(prompt_series) if num_prompt is None else num_prompt,
@@ -43,7 +53,7 @@ def replay(
         return Outcome()
     decider = with_changes(policy, rules=busy).decider(subject, now=now, rollout_bucket=rollout_bucket)
     prompt = StepScores(Phase.PROMPT, 0, num_tokens[Phase.PROMPT], prompt_series, final=prompt_complete)
-    decider.decide(prompt)
+    _decide(decider, prompt, advise)
     if not prompt_complete:
         return decider.outcome
     read = {
@@ -54,8 +64,18 @@ def replay(
         if decider.ended or (decider.all_matched and not can_fail):
             break  # nothing that follows changes the outcome
         scores = {name: series[token : token + 1] for name, series in read.items()}
-        decider.decide(StepScores(Phase.RESPONSE, token, 1, scores))
+        _decide(decider, StepScores(Phase.RESPONSE, token, 1, scores), advise)
     return decider.outcome
+
+
+def _decide(decider: Decider, step: StepScores, advise: Advise) -> None:
+    decision = decider.decide(step)
+    if decider.pending:
+        decider.resolve({e.rule: advise(e, decision.phase, decision.token) for e in _questions(decision)})
+
+
+def _questions(decision: Decision) -> list[Escalate]:
+    return [effect for effect in decision.effects if isinstance(effect, Escalate)]
 
 
 def _longest(series: SeriesByMonitor) -> int:

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from guard import durations
 from guard.actions import ACTIONS
 from guard.actions.base import Action
 from guard.scope import Globs, Match, Rollout
@@ -39,19 +40,6 @@ def _time_text(value: Any) -> Any:
 
 
 Time = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_time_text)]
-
-
-def seconds(duration: str) -> float:
-    """`5ms` -> 0.005. Raises ValueError."""
-    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)(us|ms|s)", duration)
-    if not found:
-        raise ValueError("write a duration with its unit, for example 5ms")
-    return float(found[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[found[2]]
-
-
-def _duration(text: str) -> str:
-    seconds(text)
-    return text
 
 
 def _number_as_text(value: Any) -> Any:
@@ -104,7 +92,7 @@ class Log(Strict):
 class Defaults(Strict):
     mode: ModeName = "enforce"
     on_error: OnErrorName = "closed"
-    budget: Annotated[str, AfterValidator(_duration)] = "5ms"
+    budget: Annotated[str, AfterValidator(durations.checked)] = "5ms"
     holdback: Annotated[int, Field(ge=0, le=256)] = 0
     log: Log = Log()
 
@@ -168,6 +156,8 @@ class Given(Strict):
     """By monitor: what `exceeds` compares with, calibrated or not."""
     now: Time | None = None
     rollout_bucket: Annotated[float, Field(ge=0, lt=100)] | None = None
+    second_opinion: dict[str, Literal["allow", "block", "timeout"]] = Field(default_factory=dict)
+    """By target: what it answers, however often it is asked."""
     prompt: dict[str, SeriesText] = Field(default_factory=dict)
     response: dict[str, SeriesText] = Field(default_factory=dict)
 
@@ -190,7 +180,7 @@ class Given(Strict):
 class Expect(Strict):
     """What a test demands; parts that are left out are not looked at."""
 
-    action: Literal["allow", "log", "annotate", "steer", "replace", "block", "unavailable"]
+    action: Literal["allow", "log", "annotate", "steer", "escalate", "replace", "block", "unavailable"]
     rules: tuple[str, ...] | None = None
     shadow: tuple[str, ...] | None = None
     phase: Literal["prompt", "response"] | None = None

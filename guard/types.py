@@ -32,7 +32,7 @@ class Scope(StrEnum):
 class Gate(StrEnum):
     """What an enforced action needs. A rule goes without only by an `override` with its reason."""
 
-    MATURITY = "maturity"  # to block: a stable policy
+    MATURITY = "maturity"  # to block or escalate: a stable policy
     CALIBRATION = "calibration"  # to block or replace: monitors with a certified false-positive budget
     CAUSALITY = "causality"  # to steer: a causal test of the vector that allows it
 
@@ -53,14 +53,15 @@ class OnError(StrEnum):
 
 
 class Severity(IntEnum):
-    """The order of actions: the most severe enforced match wins (conventions: block > replace > steer > annotate > log)."""
+    """The order of actions: the most severe enforced match wins (block > replace > escalate > steer > annotate > log)."""
 
     ALLOW = 0
     LOG = 1
     ANNOTATE = 2
     STEER = 3
-    REPLACE = 4
-    BLOCK = 5
+    ESCALATE = 4
+    REPLACE = 5
+    BLOCK = 6
 
 
 Score = float | None
@@ -116,6 +117,15 @@ class Steer:
     for_tokens: int  # 0: until the end of the response
 
 
+@dataclass(frozen=True, slots=True)
+class Escalate:
+    """Nothing new may leave before a second opinion was asked for and `Decider.resolve` was told what came of it."""
+
+    rule: str
+    to: str  # the target's name
+    deadline_s: float
+
+
 class StopReason(StrEnum):
     BLOCKED = "blocked"  # a rule matched
     REPLACED = "replaced"  # a rule matched and the guard answers instead
@@ -130,7 +140,7 @@ class Stop:
     code: str = "content_filter"  # content_filter | misalignment_policy_violation | interlock_unavailable
 
 
-Effect = Emit | Hold | Say | Steer | Stop
+Effect = Emit | Hold | Say | Steer | Escalate | Stop
 
 
 # --- decisions -----------------------------------------------------------------------------------------------------
@@ -163,15 +173,49 @@ class Failure:
     token: int
 
 
+class Answer(StrEnum):
+    """What came of asking for a second opinion. All but the first two are no answer."""
+
+    ALLOW = "allow"
+    BLOCK = "block"
+    TIMEOUT = "timeout"  # none within the deadline
+    ERROR = "error"  # not reached, refused, or not understood
+    BUSY = "busy"  # not asked: as many others were being answered as the target may take at once
+    BREAKER_OPEN = "breaker_open"  # not asked: the target had failed too often just before
+    UNKNOWN = "unknown"  # nobody was there to ask: a replay of a response for which no answer was recorded
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A target's answer, or why there is none."""
+
+    answer: Answer
+    seconds: float = 0.0  # waited
+    reason: str = ""  # in a word: the target's own for its verdict, or what failed
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """A second opinion on a match, and what it was taken for."""
+
+    rule: str
+    to: str
+    advice: Advice
+    allowed: bool
+    phase: Phase
+    token: int  # of the match, within its phase
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do after one step. `matches` and `failures` hold only what is new at this step."""
+    """What to do after one step. `matches`, `failures` and `opinions` hold only what is new at this step."""
 
     phase: Phase
     token: int  # index, within its phase, of the last token judged
     effects: tuple[Effect, ...]
     matches: tuple[Match, ...] = ()
     failures: tuple[Failure, ...] = ()
+    opinions: tuple[Opinion, ...] = ()
 
 
 @dataclass(slots=True)
@@ -184,11 +228,15 @@ class Outcome:
     matches: list[Match] = field(default_factory=list)  # enforced
     shadow: list[Match] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    opinions: list[Opinion] = field(default_factory=list)
     unavailable: bool = False  # stopped because the guard could not judge
 
     @property
     def verdict(self) -> str:
-        """In one word: allow, log, annotate, steer, replace, block or unavailable."""
+        """In one word: allow, log, annotate, steer, escalate, replace, block or unavailable.
+
+        `escalate`: a second opinion was asked for, and let the reply go on.
+        """
         return "unavailable" if self.unavailable else self.action.name.lower()
 
 

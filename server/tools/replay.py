@@ -96,6 +96,8 @@ def _lines(tally: Backtest) -> Iterator[str]:
         yield f"records that could not be judged: {tally.num_unjudged:,}"
     for reason, group in sorted(tally.unjudged.items(), key=lambda item: -item[1].count):
         yield f"    {group.count:,} {reason}{_examples(group)}"
+    for rule, group in tally.would_ask.items():
+        yield f"note: rule {rule} would ask for {group.count:,} second opinions that were not recorded; the replies are taken as going on{_examples(group)}"
     if tally.num_open_ended:
         yield f"note: {tally.num_open_ended:,} replies had been stopped and would not be now: what the model would have said next is not known"
     if tally.num_rounded:
@@ -138,6 +140,10 @@ def _data(tally: Backtest) -> dict[str, Any]:
         "unjudged": [
             {"reason": reason, "count": group.count, "examples": group.examples}
             for reason, group in tally.unjudged.items()
+        ],
+        "would_ask": [
+            {"rule": rule, "count": group.count, "examples": group.examples}
+            for rule, group in tally.would_ask.items()
         ],
         "open_ended": tally.num_open_ended,
         "rounded": tally.num_rounded,

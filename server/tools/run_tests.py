@@ -59,6 +59,10 @@ def _coverage_lines(reached: Coverage) -> Iterator[str]:
         for rule in reached.unmissed
     )
     yield from (f"  no test ends in the action '{action}'" for action in reached.actions)
+    yield from (
+        f"  no test has the second opinion that rule '{rule}' asks for answer '{answer}'"
+        for rule, answer in reached.answers
+    )
     yield from (f"  no test makes a rule match in the {phase}" for phase in reached.phases)
     if reached.failures:
         yield "  no test feeds a broken score (nan), so on_error is untested"

@@ -13,7 +13,7 @@ from guard.backtest import Backtest, rejudge
 from guard.policy import policy_from_text
 from guard.recorded import UnjudgedError
 from guard.replay import replay
-from guard.types import Outcome, Phase, StepScores, Stop, Subject
+from guard.types import Advice, Answer, Outcome, Phase, StepScores, Stop, Subject
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 TS = "2026-12-01T00:00:00.000Z"
@@ -48,6 +48,8 @@ CONDITIONS = [
 ACTIONS = [
     "block: {}",
     "replace: {message: no}",
+    "escalate: {to: judge}",
+    "escalate: {to: judge, on_timeout: allow, at_most_delivered: 2}",
     "steer: {vector: v, strength: 1.0}",
     "annotate: {}",
     "log: {}",
@@ -99,16 +101,31 @@ def phases(draw):
     return series
 
 
+def advise(question, phase, token):
+    """Some answer, always the same one for the same question."""
+    answers = [answer for answer in Answer if answer is not Answer.UNKNOWN]
+    return Advice(answers[(len(question.rule) + 7 * token + (phase is Phase.PROMPT)) % len(answers)])
+
+
 def decided_plainly(policy, subject, series):
     """The live decider, one token after the other, all rules."""
+
+    def decide(step):
+        decision = decider.decide(step)
+        if not decider.pending:
+            return decision
+        return decider.resolve(
+            {effect.rule: advise(effect, decision.phase, decision.token) for effect in decision.effects}
+        )
+
     decider = policy.decider(subject, now=NOW)
     length = max(map(len, series[Phase.PROMPT].values()))
-    decision = decider.decide(StepScores(Phase.PROMPT, 0, length, series[Phase.PROMPT], final=True))
+    decision = decide(StepScores(Phase.PROMPT, 0, length, series[Phase.PROMPT], final=True))
     for token in range(max(map(len, series[Phase.RESPONSE].values()))):
         if any(isinstance(effect, Stop) for effect in decision.effects):
             break
         scores = {name: values[token : token + 1] for name, values in series[Phase.RESPONSE].items()}
-        decision = decider.decide(StepScores(Phase.RESPONSE, token, 1, scores))
+        decision = decide(StepScores(Phase.RESPONSE, token, 1, scores))
     return decider.outcome
 
 
@@ -116,7 +133,7 @@ def decided_plainly(policy, subject, series):
 @given(rules, phases())
 def test_a_replay_decides_as_the_live_decider_whatever_it_skips(some_rules, series):
     policy = policy_of(some_rules)
-    again = replay(policy, Subject(), series[Phase.PROMPT], series[Phase.RESPONSE], NOW)
+    again = replay(policy, Subject(), series[Phase.PROMPT], series[Phase.RESPONSE], NOW, advise=advise)
     assert again == decided_plainly(policy, Subject(), series)
 
 
@@ -125,7 +142,7 @@ def test_a_replay_decides_as_the_live_decider_whatever_it_skips(some_rules, seri
 @given(phases())
 def test_no_condition_is_skipped_that_could_have_fired(when, series):
     policy = policy_of([(when, "block: {}", "enforce", "closed")])
-    again = replay(policy, Subject(), series[Phase.PROMPT], series[Phase.RESPONSE], NOW)
+    again = replay(policy, Subject(), series[Phase.PROMPT], series[Phase.RESPONSE], NOW, advise=advise)
     assert again == decided_plainly(policy, Subject(), series)
 
 
@@ -135,7 +152,7 @@ def test_rounding_of_means_does_not_hide_a_match(values):
     """A mean of equal numbers may be an ulp above them: the bounds must leave room for that."""
     policy = policy_of([(f"mean(response.a, window=24) > {max(values)!r}", "log: {}", "enforce", "closed")])
     series = {Phase.PROMPT: {"a": [0.1]}, Phase.RESPONSE: {"a": values}}
-    again = replay(policy, Subject(), series[Phase.PROMPT], series[Phase.RESPONSE], NOW)
+    again = replay(policy, Subject(), series[Phase.PROMPT], series[Phase.RESPONSE], NOW, advise=advise)
     assert again == decided_plainly(policy, Subject(), series)
 
 

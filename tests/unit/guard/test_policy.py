@@ -367,7 +367,7 @@ def test_match(match, subject, covered):
 
 def test_the_schema_knows_every_action():
     then = json_schema()["$defs"]["Then"]["properties"]
-    assert set(then) == {"block", "replace", "steer", "annotate", "log"}
+    assert set(then) == {"block", "replace", "escalate", "steer", "annotate", "log"}
 
 
 def test_known_misses():

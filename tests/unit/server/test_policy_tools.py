@@ -119,6 +119,7 @@ def test_coverage_tells_what_no_test_reaches(file):
             "unmatched": ["answer", "quiet"],
             "unmissed": ["prompt"],
             "actions": ["annotate"],
+            "answers": [],
             "phases": ["response"],
             "failures": True,
             "percent": pytest.approx(100 / 3),
