@@ -14,8 +14,10 @@ from server.api.schema import MAX_CHOICES, ChatRequest, CompletionRequest, Gener
 from server.auditing.content import PromptText
 from server.engines.base import EngineRequest, SamplingParams
 from server.observer import ChoiceObserver
-from server.pipeline import Choice
+from server.pipeline import Adviser, Choice, NoAdviser
 from server.policy_store import InForce
+from server.second_opinion.adviser import ChoiceAdviser, PromptAdvice
+from server.second_opinion.types import Message
 from server.service import Service
 from server.tokenizer import PromptError
 
@@ -36,10 +38,11 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A choice that was asked for. `text` is only made where the decision log needs it."""
+    """A choice that was asked for. `text` is only made where the decision log needs it, `messages` where a rule asks somebody."""
 
     prompt: list[int]
     text: Callable[[], PromptText]
+    messages: Callable[[], Sequence[Message]]
     sampling: SamplingParams
 
 
@@ -68,7 +71,11 @@ class Admission:
         turn = sum(message.role == "user" for message in body.messages)
         text = partial(PromptText.chat, messages)
         return self._admit(
-            "chat", body, request_id, [_Job(prompt, text, sampling) for sampling in samplings], turn
+            "chat",
+            body,
+            request_id,
+            [_Job(prompt, text, lambda: messages, sampling) for sampling in samplings],
+            turn,
         )
 
     async def completions(self, body: CompletionRequest, request_id: str) -> Admitted:
@@ -81,12 +88,18 @@ class Admission:
         for prompt in body.prompts:
             self._check_characters(len(prompt), "prompt")
         prompts = [
-            (await self._encoded(prompt), partial(PromptText.completion, prompt)) for prompt in body.prompts
+            (
+                await self._encoded(prompt),
+                partial(PromptText.completion, prompt),
+                partial(self._as_messages, prompt),
+            )
+            for prompt in body.prompts
         ]
         jobs = [
             _Job(
                 prompt,
                 text,
+                messages,
                 body.sampling(
                     max_tokens=body.max_tokens,
                     logprobs=body.logprobs,
@@ -94,7 +107,7 @@ class Admission:
                     choice=choice,
                 ),
             )
-            for prompt, text in prompts
+            for prompt, text, messages in prompts
             for choice in range(n)
         ]
         return self._admit("completions", body, request_id, jobs)
@@ -103,6 +116,11 @@ class Admission:
         if isinstance(prompt, list):
             return prompt
         return await to_thread.run_sync(self._service.tokenizer.encode, prompt)
+
+    def _as_messages(self, prompt: str | list[int]) -> list[Message]:
+        """A text completion's prompt as the conversation that it stands for."""
+        text = prompt if isinstance(prompt, str) else self._service.tokenizer.decode(prompt)
+        return [{"role": "user", "content": text}]
 
     def _check(self, body: GenerationRequest) -> None:
         service = self._service
@@ -146,6 +164,7 @@ class Admission:
             turn=turn,
         )
         decision_id = secrets.token_hex(12)
+        advised = {id(job.prompt): PromptAdvice(job.messages) for job in jobs}
         choices = tuple(
             self._choice(
                 index,
@@ -155,6 +174,7 @@ class Admission:
                 decision_id=decision_id,
                 stream=bool(body.stream),
                 text=job.text,
+                advised=advised[id(job.prompt)],
                 end_user=body.end_user,
             )
             for index, job in enumerate(jobs)
@@ -173,6 +193,7 @@ class Admission:
         decision_id: str,
         stream: bool,
         text: Callable[[], PromptText],
+        advised: PromptAdvice,
         end_user: str,
     ) -> Choice:
         service = self._service
@@ -194,7 +215,17 @@ class Admission:
             content=None if service.audit is None else service.content.capture(policy, text),
             subject_hmac=service.content.subject(end_user),
         )
-        return Choice(index, request, scorer, decider, observer)
+        adviser: Adviser = NoAdviser()
+        if decider.escalates:
+            adviser = ChoiceAdviser(
+                service.second_opinions,
+                advised,
+                decision_id=decision_id,
+                choice=index,
+                policy=str(policy),
+                now=service.now,
+            )
+        return Choice(index, request, scorer, decider, observer, adviser)
 
     def _check_characters(self, num_characters: int, param: str) -> None:
         """Refuse what can't fit before it costs the time to tokenise it. (A token id counts as a character.)"""

@@ -25,6 +25,7 @@ def create_app(service: Service, *, expose_metrics: bool = False) -> FastAPI:
             yield
         finally:
             await service.engine.stop()
+            await service.second_opinions.close()
             if service.audit is not None:
                 service.audit.close()
 

@@ -1,6 +1,8 @@
 """From settings to a `Service`: load the model, the monitors and the policy, and check that they fit before anything is served."""
 
+import os
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
@@ -26,6 +28,8 @@ from server.engines.transformers.engine import EngineSettings
 from server.engines.transformers.model import LoadedModel, load_model
 from server.metrics import Metrics
 from server.policy_store import PolicyStore, Sources
+from server.second_opinion.config import Target, read_targets
+from server.second_opinion.targets import SecondOpinions
 from server.service import Service
 from server.tokenizer import ModelTokenizer
 
@@ -38,6 +42,7 @@ def assemble(config: ServerConfig) -> Service:
     serving_engine = engine_class(config.engine)  # a wrong name is told before anything is loaded
     transformers_logging.disable_progress_bar()
     content = content_rules(config)
+    targets = read_targets(config.second_opinions, os.environ) if config.second_opinions else ()
     loaded = load_model(
         config.model,
         device=config.device,
@@ -51,6 +56,7 @@ def assemble(config: ServerConfig) -> Service:
     policies = PolicyStore(
         Sources(config.policy, config.monitors, partial(load_monitors, config.monitors, loaded)),
         max_response_tokens=max_context,
+        targets=[target.name for target in targets],
         check=content.check,
     )
     settings = EngineSettings(
@@ -79,6 +85,7 @@ def assemble(config: ServerConfig) -> Service:
         tokenizer=ModelTokenizer(loaded.tokenizer),
         policies=policies,
         metrics=metrics,
+        second_opinions=second_opinions(targets, metrics),
         audit=open_audit(config.audit, metrics, log_settings(config)),
         content=content,
         series=config.audit_series,
@@ -107,6 +114,12 @@ def create_metrics(model_id: str, policy: Policy) -> Metrics:
     metrics.build_info.labels(version("interlock")).set(1)
     metrics.show_policy(policy)
     return metrics
+
+
+def second_opinions(targets: Iterable[Target], metrics: Metrics) -> SecondOpinions:
+    opinions = SecondOpinions(targets, on_told=metrics.second_opinion)
+    metrics.watch_second_opinions(lambda: opinions.breakers)
+    return opinions
 
 
 def content_rules(config: ServerConfig) -> ContentRules:

@@ -65,6 +65,12 @@ def serve(
             help="Also serve /metrics on the API port. It names rules: for trusted clients only.",
         ),
     ] = None,
+    second_opinions: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the judges, moderation endpoints and webhooks that rules may escalate to."
+        ),
+    ] = None,
     audit: Annotated[
         Path | None, typer.Option(help="Decision log (JSON lines). Default var/decisions.jsonl.")
     ] = None,
@@ -113,6 +119,7 @@ def serve(
             "port": port,
             "admin_port": admin_port,
             "expose_metrics": expose_metrics,
+            "second_opinions": second_opinions,
             "audit": audit,
             "log_content_max": log_content_max,
             "engine": engine,
@@ -200,10 +207,16 @@ def _banner(service: "Service", config: ServerConfig) -> str:
         f"model     {info.model_id} ({info.dtype} on {info.device}, context {info.max_context}, batch {info.max_batch})\n"
         f"monitors  {', '.join(service.policies.in_force.scoring.names) or 'none'}\n"
         f"policy    {service.policies.current}\n"
+        f"{_asked(service)}"
         f"log       {config.audit or 'none'}\n"
         f"API       http://{config.host}:{config.port}/v1    metrics http://{config.admin_host}:{config.admin_port}/metrics"
         f"{open_to_all}"
     )
+
+
+def _asked(service: "Service") -> str:
+    names = ", ".join(service.second_opinions.names)
+    return f"opinions  {names}\n" if names else ""
 
 
 def _refuse(message: str) -> NoReturn:

@@ -10,7 +10,7 @@ import structlog
 from guard.audit import decision_record
 from guard.decider import Decider
 from guard.policy import Policy
-from guard.types import Decision, Mode, OnError, Phase, Severity, Subject
+from guard.types import Answer, Decision, Mode, OnError, Phase, Severity, Subject
 from server.auditing.content import Capture
 from server.engines.base import EngineBusy, RequestRefused, StepOutput
 from server.pipeline import Closed, LeakPreventedError
@@ -72,6 +72,7 @@ class ChoiceObserver:
         self._num_released = 0
         self._num_scored = dict.fromkeys(Phase, 0)
         self._decide_s = 0.0
+        self._advised_s = 0.0
         self._vectors: set[str] = set()
 
     def stepped(self, step: StepOutput) -> None:
@@ -99,6 +100,13 @@ class ChoiceObserver:
             if failure.mode is Mode.ENFORCE:
                 disposition = "open" if failure.on_error is OnError.OPEN else "closed"
                 metrics.failures.labels("monitor", disposition).inc()
+
+    def resolved(self, decision: Decision) -> None:
+        for opinion in decision.opinions:
+            self._advised_s += opinion.advice.seconds
+            if opinion.advice.answer not in {Answer.ALLOW, Answer.BLOCK}:
+                disposition = "open" if opinion.allowed else "closed"
+                self._service.metrics.failures.labels("second_opinion", disposition).inc()
 
     def released(self, num_tokens: int) -> None:
         if self._first_released is None:
@@ -178,7 +186,12 @@ class ChoiceObserver:
                     return "error"
         if self._decider.outcome.unavailable:
             return "error"
-        return _OUTCOME[self._decider.outcome.action]
+        outcome = self._decider.outcome
+        if outcome.action is not Severity.ESCALATE:
+            return _OUTCOME[outcome.action]
+        # it was let go on: what counts is what other rules did
+        others = (m.severity for m in outcome.matches if m.severity is not Severity.ESCALATE)
+        return _OUTCOME[max(others, default=Severity.ALLOW)]
 
     def _record(self, closed: Closed | None, error: BaseException | None) -> dict[str, object]:
         ended = self._service.clock()
@@ -186,6 +199,9 @@ class ChoiceObserver:
         timing = {
             name: round((at - self._started) * 1000, 3) for name, at in milestones.items() if at is not None
         }
+        timing["decide"] = round(self._decide_s * 1000, 3)
+        if self._decider.outcome.opinions:
+            timing["second_opinion"] = round(self._advised_s * 1000, 3)
         record = decision_record(
             decision_id=self._decision_id,
             ts=self._admitted_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -198,7 +214,7 @@ class ChoiceObserver:
             delivered_tokens=self._num_released,
             stream=self._stream,
             usage={"prompt_tokens": self._num_prompt, "completion_tokens": self._num_scored[Phase.RESPONSE]},
-            timing_ms={**timing, "decide": round(self._decide_s * 1000, 3)},
+            timing_ms=timing,
             subject_hmac=self._subject_hmac,
             content=self._content.record() if self._content else None,
         )

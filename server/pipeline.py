@@ -1,18 +1,18 @@
 """One choice of one request, from the engine to what may leave. READ THIS FILE FIRST.
 
-    engine step -> scores -> decision -> effects -> events
+    engine step -> scores -> decision (-> second opinion -> decision) -> effects -> events
 
 Everything that generates, on every endpoint, streamed or not, goes through `guarded`. The promise it keeps:
 a token is released only after its own activations were scored and every rule was decided on them.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, assert_never
 
 from guard.decider import Decider
-from guard.types import Decision, Emit, Hold, Phase, Say, Steer, Stop
+from guard.types import Advice, Answer, Decision, Emit, Escalate, Hold, Phase, Say, Steer, Stop
 from server.engines.base import Engine, EngineRequest, FinishReason, SteerCommand, StepOutput, Token
 from server.scoring import Scorer
 
@@ -73,6 +73,10 @@ class Observer(Protocol):
 
     def decided(self, decision: Decision, seconds: float) -> None: ...
 
+    def resolved(self, decision: Decision) -> None:
+        """Second opinions came in; `decision` follows from them."""
+        ...
+
     def released(self, num_tokens: int) -> None: ...
 
     def steered(self, vector: str) -> None: ...
@@ -82,15 +86,39 @@ class Observer(Protocol):
         ...
 
 
+class Adviser(Protocol):
+    """Whom a choice's rules ask for a second opinion."""
+
+    def heard(self, tokens: tuple[Token, ...]) -> None:
+        """The next part of the reply, as far as its text has settled; whether it may leave or not."""
+        ...
+
+    async def advise(self, decision: Decision) -> Mapping[str, Advice]:
+        """What came of each question that the decision asks, by rule, within its deadline. Never raises for a target's fault."""
+        ...
+
+
+class NoAdviser:
+    """Of choices whose rules ask nobody."""
+
+    def heard(self, tokens: tuple[Token, ...]) -> None:
+        pass
+
+    async def advise(self, decision: Decision) -> Mapping[str, Advice]:
+        questions = [effect for effect in decision.effects if isinstance(effect, Escalate)]
+        return {question.rule: Advice(Answer.ERROR, reason="no_adviser") for question in questions}
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One response to produce: what the engine runs, how it is scored, who decides, who watches."""
+    """One response to produce: what the engine runs, how it is scored, who decides, who watches, who is asked."""
 
     index: int
     request: EngineRequest
     scorer: Scorer
     decider: Decider
     observer: Observer
+    adviser: Adviser = field(default_factory=NoAdviser)
 
 
 async def guarded(engine: Engine, choice: Choice, clock: Callable[[], float]) -> AsyncGenerator[Event, None]:
@@ -105,8 +133,9 @@ async def guarded(engine: Engine, choice: Choice, clock: Callable[[], float]) ->
         async with aclosing(engine.generate(choice.request)) as steps:
             async for step in steps:
                 choice.observer.stepped(step)
+                choice.adviser.heard(step.tokens)
                 held.take(step)
-                for decision in _decide(choice, step, clock):
+                for decision in await _decide(choice, step, clock):
                     for event in _apply(decision, engine, choice, held):
                         if isinstance(event, Closed):
                             closed = event
@@ -135,8 +164,8 @@ def _apply(decision: Decision, engine: Engine, choice: Choice, held: "_Held") ->
                 if tokens := held.release(upto):
                     choice.observer.released(len(tokens))
                     yield Delta(tokens)
-            case Hold():
-                pass
+            case Hold() | Escalate():
+                pass  # nothing leaves; `_decide` asks, and what follows comes as the next decision
             case Say(text, refusal):
                 yield Said(text, refusal)
             case Steer(_, vector, strength, for_tokens):
@@ -148,15 +177,23 @@ def _apply(decision: Decision, engine: Engine, choice: Choice, held: "_Held") ->
                 assert_never(effect)
 
 
-def _decide(choice: Choice, step: StepOutput, clock: Callable[[], float]) -> list[Decision]:
-    """The decisions that one step asks for: on its tokens, and, where the response ends and nothing stops it, on the rest."""
+async def _decide(choice: Choice, step: StepOutput, clock: Callable[[], float]) -> list[Decision]:
+    """The decisions that one step asks for: on its tokens, on what second opinions say of them, and, where the response
+    ends and nothing stops it, on the rest.
+
+    While a second opinion is awaited the engine isn't asked for more, so this choice's row pauses and no other does.
+    """
     decisions: list[Decision] = []
+    decider = choice.decider
     if step.num_scored:
         started = clock()
-        decisions.append(choice.decider.decide(choice.scorer.score(step)))
+        decisions.append(decider.decide(choice.scorer.score(step)))
         choice.observer.decided(decisions[0], clock() - started)
-    if step.finish is not None and not any(isinstance(e, Stop) for d in decisions for e in d.effects):
-        decisions.append(choice.decider.finish())
+        if decider.pending:
+            decisions.append(decider.resolve(await choice.adviser.advise(decisions[0])))
+            choice.observer.resolved(decisions[1])
+    if step.finish is not None and not decider.ended:
+        decisions.append(decider.finish())
     return decisions
 
 

@@ -5,7 +5,7 @@ notifications: a ConfigMap mount changes by swapping a symlink, which fools both
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -67,15 +67,17 @@ class PolicyStore:
         *,
         vectors: Mapping[str, VectorInfo] | None = None,
         max_response_tokens: int | None = None,
+        targets: Collection[str] | None = None,
         check: Callable[[Policy], None] = lambda _: None,
     ) -> None:
-        """`vectors` replaces what the artifacts say of vectors; `check` raises ValueError for a policy that this server can't keep.
+        """`vectors` replaces what the artifacts say of vectors; `targets` can be asked for second opinions; `check` raises ValueError for a policy that this server can't keep.
 
         Raises PolicyError, ArtifactError, OSError or ValueError (its tests fail): a server does not start on a policy that is wrong.
         """
         self._sources = sources
         self._vectors = vectors
         self._max_response_tokens = max_response_tokens
+        self._targets = targets
         self._check = check
         self._lock = asyncio.Lock()
         self.in_force = self._read()
@@ -131,6 +133,7 @@ class PolicyStore:
             monitors=describe_monitors(monitors.monitors),
             vectors=describe_vectors(monitors.vectors.values()) if self._vectors is None else self._vectors,
             max_response_tokens=self._max_response_tokens,
+            targets=self._targets,
         )
         failed = [result.name for result in run_tests(policy).results if not result.ok]
         if failed:

@@ -104,6 +104,7 @@ async def _drain(service: Service, timeout_s: float) -> None:
             break
         await asyncio.sleep(0.05)
     await service.engine.stop()
+    service.second_opinions.give_up()
 
 
 def _uvicorn(app: FastAPI) -> uvicorn.Config:

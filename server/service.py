@@ -16,6 +16,7 @@ from server.drift import DriftWatch
 from server.engines.base import Engine
 from server.metrics import Metrics
 from server.policy_store import PolicyStore
+from server.second_opinion.targets import SecondOpinions
 from server.tokenizer import Tokenizer
 
 _log = structlog.get_logger()
@@ -39,6 +40,7 @@ class Service:
     audit: AuditLog | None
     clock: Callable[[], float]  # monotonic seconds
     now: Callable[[], datetime]  # aware, UTC
+    second_opinions: SecondOpinions = field(default_factory=SecondOpinions)  # whom rules may ask
     content: ContentRules = field(default_factory=ContentRules)  # what of prompts and replies is recorded
     series: SeriesFormat = "exact"  # how scores are recorded
     started: int = 0  # Unix seconds

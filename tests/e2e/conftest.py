@@ -20,10 +20,11 @@ from guard.policy import Policy
 from guard.types import VectorInfo
 from monitors.artifacts import MonitorSet
 from server.app import create_app
-from server.assemble import create_metrics, open_audit
+from server.assemble import create_metrics, open_audit, second_opinions
 from server.engines.base import Engine, EngineRequest
 from server.engines.scripted import Script, ScriptedEngine
 from server.policy_store import PolicyStore, Sources
+from server.second_opinion.config import Target
 from server.service import Service
 from server.tokenizer import ByteTokenizer, Tokenizer
 
@@ -126,13 +127,16 @@ def make_service(
     audit_path: Path,
     tokenizer: Tokenizer | None = None,
     vectors: Sequence[str] = (),
+    *,
+    targets: Sequence[Target] = (),
     **service_options: Any,
 ) -> Service:
     policy_path = audit_path.with_suffix(".yaml")
     policy_path.write_text(policy)
     tested = {name: VectorInfo(name, steerable=True, verdict="causal") for name in vectors}
     installed = MonitorSet(engine.monitors)
-    policies = PolicyStore(Sources(policy_path, None, lambda: installed), vectors=tested)
+    names = [target.name for target in targets]
+    policies = PolicyStore(Sources(policy_path, None, lambda: installed), vectors=tested, targets=names)
     metrics = create_metrics(engine.info.model_id, policies.current)
     metrics.watch_load(engine.load)
     if "audit" not in service_options:
@@ -142,6 +146,7 @@ def make_service(
         tokenizer=tokenizer or ByteTokenizer(),
         policies=policies,
         metrics=metrics,
+        second_opinions=second_opinions(targets, metrics),
         clock=time.monotonic,
         now=lambda: datetime.now(UTC),
         **service_options,
@@ -161,6 +166,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Live]]:
             tokenizer: Tokenizer | None = None,
             monitors: Sequence[str] = ("harm", "deception"),
             vectors: Sequence[str] = ("calm",),
+            targets: Sequence[Target] = (),
             service_options: Mapping[str, Any] | None = None,
             **app_options: Any,
         ) -> Live:
@@ -168,7 +174,9 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Live]]:
                 played = script if callable(script) else lambda _: script
                 engine = ScriptedEngine(played, monitors, vectors=vectors)
             path = tmp_path / f"audit-{time.monotonic_ns()}.jsonl"
-            service = make_service(engine, policy, path, tokenizer, vectors, **(service_options or {}))
+            service = make_service(
+                engine, policy, path, tokenizer, vectors, targets=targets, **(service_options or {})
+            )
             return stack.enter_context(running(service, path, **app_options))
 
         yield start
