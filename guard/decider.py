@@ -14,6 +14,7 @@ from guard.actions.escalate import Escalate
 from guard.actions.refusing import Refusing
 from guard.conditions import Aggregates, Running, Verdict, compile_condition
 from guard.errors import DeciderError
+from guard.pending import Pending, pending
 from guard.rules import Rule
 from guard.types import (
     Advice,
@@ -25,7 +26,6 @@ from guard.types import (
     Match,
     Mode,
     OnError,
-    Opinion,
     Outcome,
     Phase,
     Score,
@@ -75,16 +75,6 @@ class _Step:
     unavailable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A step whose effects wait for second opinions."""
-
-    phase: Phase
-    token: int
-    asking: tuple[tuple[Rule, Escalate], ...]
-    acting: list[Rule]  # what else is true, and acts if the response goes on
-
-
 class Decider:
     """One per response. Call `decide` for each prompt chunk and then each response token, in order; then `finish`.
 
@@ -122,7 +112,7 @@ class Decider:
         self._phase = Phase.PROMPT
         self._judged = 0  # tokens of the present phase
         self._emitted = 0
-        self._pending: _Pending | None = None
+        self._pending: Pending | None = None
         self._ended = ""
 
     @property
@@ -163,37 +153,23 @@ class Decider:
 
         Raises DeciderError if they are not those that were asked for.
         """
-        pending = self._pending
-        asked = {rule.id for rule, _ in pending.asking} if pending else set()
-        if pending is None or asked != set(advice):
-            told = f"asked for: {', '.join(sorted(asked)) or 'nothing'}; got: {', '.join(sorted(advice)) or 'nothing'}"
-            raise DeciderError(f"resolve() takes the second opinions that were asked for. {told}")
+        waiting = self._pending
+        if waiting is None:
+            raise DeciderError("resolve() without a question: no second opinion was asked for")
+        opinions = waiting.opinions(advice)
         self._pending = None
-        opinions = tuple(
-            Opinion(
-                rule.id,
-                action.to,
-                advice[rule.id],
-                action.allows(advice[rule.id]),
-                pending.phase,
-                pending.token,
-            )
-            for rule, action in pending.asking
-        )
         self.outcome.opinions.extend(opinions)
-        refused = next(
-            (asked for asked, opinion in zip(pending.asking, opinions, strict=True) if not opinion.allowed),
-            None,
-        )
-        if refused is None:
-            effects = self._go_on(pending.phase, pending.acting)
-        else:
-            rule, action = refused
-            effects = action.refusal()
-            self._ended = f"the stop by rule '{rule.id}'"
-            self.outcome.action = Severity.BLOCK
-            self.outcome.phase, self.outcome.token = pending.phase, pending.token
-        return Decision(pending.phase, pending.token, effects, opinions=opinions)
+        effects = None
+        for (rule, action), opinion in zip(waiting.asking, opinions, strict=True):
+            if not opinion.allowed:
+                effects = action.refusal()
+                self._ended = f"the stop by rule '{rule.id}'"
+                self.outcome.action = Severity.BLOCK
+                self.outcome.phase, self.outcome.token = waiting.phase, waiting.token
+                break
+        if effects is None:
+            effects = self._go_on(waiting.phase, waiting.acting)
+        return Decision(waiting.phase, waiting.token, effects, opinions=opinions)
 
     def finish(self) -> Decision:
         """The model ended the response, and every token of it was judged: what was held back may leave."""
@@ -334,14 +310,12 @@ class Decider:
         if strongest and severity >= Severity.REPLACE:
             self._ended = f"the stop by rule '{strongest.id}'"
             return strongest.action.effects(strongest.id)
-        asking = tuple((r, r.action) for r in result.acting if isinstance(r.action, Escalate))
-        if asking:
-            acting = [rule for rule in result.acting if not isinstance(rule.action, Escalate)]
-            self._pending = _Pending(phase, token, asking, acting)
-            return tuple(effect for rule, action in asking for effect in action.effects(rule.id))
+        self._pending = pending(phase, token, result.acting)
+        if self._pending:
+            return self._pending.questions
         return self._go_on(phase, result.acting)
 
-    def _go_on(self, phase: Phase, acting: list[Rule]) -> tuple[Effect, ...]:
+    def _go_on(self, phase: Phase, acting: Sequence[Rule]) -> tuple[Effect, ...]:
         """What a response that no rule ends has coming."""
         release = self._release() if phase is Phase.RESPONSE else _HOLD
         return (*_steering(acting), *release) if acting else release
@@ -362,7 +336,7 @@ def _watch(rule: Rule, enforced: bool, aggregates: Aggregates) -> _Watch:  # noq
     return _Watch(rule, enforced, condition, numbers)
 
 
-def _steering(rules: list[Rule]) -> tuple[Effect, ...]:
+def _steering(rules: Sequence[Rule]) -> tuple[Effect, ...]:
     """All effects of the rules that are true; of two that set the same vector, the first in the policy wins."""
     effects: dict[object, Effect] = {}
     for rule in rules:

@@ -36,6 +36,7 @@ class Action(StrEnum):
     LOG = "log"
     ANNOTATE = "annotate"
     STEER = "steer"
+    ESCALATE = "escalate"
     REPLACE = "replace"
     BLOCK = "block"
     UNAVAILABLE = "unavailable"

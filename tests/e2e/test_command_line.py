@@ -107,6 +107,16 @@ def serve(model_folder, policy_file, *more):
     )
 
 
+def test_a_file_of_targets_that_is_wrong_stops_the_start(model_folder, policy_file, tmp_path):
+    targets = tmp_path / "opinions.yaml"
+    targets.write_text("second_opinions:\n  judge: {kind: moderation, url: 'http://x', key: sk-secret}\n")
+    said = serve(model_folder, policy_file, "--second-opinions", targets)
+    assert said.returncode == 2
+    assert f"{targets}:2:46: error[unknown-key]" in said.stderr
+    assert "sk-secret" not in said.stderr
+    assert "Traceback" not in said.stderr
+
+
 def save(
     folder: Path, *, fingerprint: str | None = None, weight: torch.Tensor | None = None, layer: int = 1
 ) -> Path:

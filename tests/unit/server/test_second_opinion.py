@@ -2,7 +2,9 @@
 
 import base64
 import json
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -173,6 +175,14 @@ def test_a_target_that_is_wrong_is_told_with_its_place_and_without_its_line(tmp_
     assert told in problem.message
     assert "sk-1" not in str(problem)
     assert "secret" not in str(problem).replace("secret_env", "")
+
+
+def test_the_file_on_the_page_is_right(tmp_path):
+    page = (Path(__file__).parents[3] / "docs" / "second-opinion.md").read_text(encoding="utf-8")
+    path = tmp_path / "opinions.yaml"
+    path.write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    keys = {"JUDGE_KEY": "k", "MODERATION_KEY": "k", "HOOK_SECRET": SECRET}
+    assert [target.name for target in read_targets(path, keys)] == ["judge", "flags", "on-call"]
 
 
 @pytest.mark.parametrize(
