@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib.metadata import version
@@ -29,6 +29,7 @@ from server.engines.transformers.model import LoadedModel, load_model
 from server.metrics import Metrics
 from server.policy_store import PolicyStore, Sources
 from server.second_opinion.config import Target, read_targets
+from server.second_opinion.metrics import OpinionMetrics
 from server.second_opinion.targets import SecondOpinions
 from server.service import Service
 from server.tokenizer import ModelTokenizer
@@ -116,9 +117,10 @@ def create_metrics(model_id: str, policy: Policy) -> Metrics:
     return metrics
 
 
-def second_opinions(targets: Iterable[Target], metrics: Metrics) -> SecondOpinions:
-    opinions = SecondOpinions(targets, on_told=metrics.second_opinion)
-    metrics.watch_second_opinions(lambda: opinions.breakers)
+def second_opinions(targets: Sequence[Target], metrics: Metrics) -> SecondOpinions:
+    shown = OpinionMetrics(metrics.registry, [target.name for target in targets])
+    opinions = SecondOpinions(targets, on_told=shown.told)
+    shown.watch(lambda: opinions.breakers)
     return opinions
 
 

@@ -1,15 +1,13 @@
 """Every metric in one file. Labels are closed sets from our own configuration, never anything that a client sent."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 from guard.policy import Policy
-from guard.types import Answer, Mode, Phase
+from guard.types import Mode, Phase
 from server.engines.base import EngineLoad
-from server.second_opinion.breaker import BreakerState
-from server.second_opinion.targets import Told
 
 # bucket edges as vLLM's, so that dashboards can put the two side by side
 _TTFT_S = (
@@ -38,7 +36,6 @@ _ITL_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5,
 _E2E_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 _DECIDE_S = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05)
 _SCORE = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
-_OPINION_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 20, 30, 60)
 _TOKENS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
 ENDPOINTS = ("chat", "completions")
@@ -141,25 +138,6 @@ class Metrics:
             "component",
             "disposition",
         )
-        self.opinions = counter(
-            "second_opinion_requests_total", "Second opinions by what came of asking.", "target", "outcome"
-        )
-        self.opinion_duration = histogram(
-            "second_opinion_seconds", "From the match to the answer, or to none.", _OPINION_S, "target"
-        )
-        self.opinion_tokens = counter(
-            "second_opinion_tokens_total", "Tokens that targets say they used.", "target", "type"
-        )
-        self.opinion_cost = counter(
-            "second_opinion_cost_total",
-            "By the prices in the target's settings, in their currency.",
-            "target",
-        )
-        self.opinion_breaker = gauge(
-            "second_opinion_breaker_state",
-            "0: closed, the target is asked; 1: half open, one request is trying; 2: open, it is left alone.",
-            "target",
-        )
         self.leaks_prevented = counter(
             "leaks_prevented_total",
             "Unscored tokens stopped by the run-time check. Anything above 0 is a bug.",
@@ -247,30 +225,6 @@ class Metrics:
         self.waiting.labels(self.model).set_function(lambda: load().waiting)
         self.kv_usage.set_function(lambda: load().kv_tokens / max(1, load().kv_capacity))
         self.step_age.set_function(lambda: load().step_age_s)
-
-    def watch_second_opinions(self, breakers: Callable[[], Mapping[str, BreakerState]]) -> None:
-        """Create the series of the targets, and read their breakers at every scrape."""
-
-        def show(target: str) -> None:
-            self.opinion_breaker.labels(target).set_function(lambda: breakers()[target])
-
-        for target in breakers():
-            for answer in Answer:
-                if answer is not Answer.UNKNOWN:  # of replays
-                    self.opinions.labels(target, answer)
-            self.opinion_duration.labels(target)
-            for kind in ("prompt", "completion"):
-                self.opinion_tokens.labels(target, kind)
-            self.opinion_cost.labels(target)
-            show(target)
-
-    def second_opinion(self, told: Told) -> None:
-        """Count what asking a target came to."""
-        self.opinions.labels(told.target, told.advice.answer).inc()
-        self.opinion_duration.labels(told.target).observe(told.advice.seconds)
-        self.opinion_tokens.labels(told.target, "prompt").inc(told.usage.prompt_tokens)
-        self.opinion_tokens.labels(told.target, "completion").inc(told.usage.completion_tokens)
-        self.opinion_cost.labels(told.target).inc(told.cost)
 
     def watch_audit(self, log: DecisionLog) -> None:
         """Read the decision log's state at every scrape."""
