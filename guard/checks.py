@@ -7,7 +7,7 @@ from guard.actions.escalate import Escalate
 from guard.actions.steer import Steer
 from guard.budgets import with_budgets
 from guard.errors import ExpressionError, Flaw, Problem, did_you_mean
-from guard.expressions import Condition, budgets
+from guard.expressions import Condition, budgets, calls
 from guard.gates import refusals
 from guard.lint import Known, doubtful, out_of_calibration, rule_warnings, unreachable
 from guard.overlap import overlaps
@@ -88,6 +88,7 @@ class Checker:
         condition = self._condition(source, spec.when, (*path, "when"))
         if condition is None:
             return
+        self._check_pins(source, spec, path, {call.series.monitor for call in calls(condition)})
         overridden: tuple[Gate, ...] = ()
         if mode is Mode.ENFORCE:
             overridden = self._gates(source, document, spec, path, condition)
@@ -172,6 +173,19 @@ class Checker:
             self._add(
                 source.problem(where, "unknown-vector", f"unknown steering vector '{action.vector}'", hint)
             )
+
+    def _check_pins(self, source: Source, spec: RuleSpec, path: Path_, read: set[str]) -> None:
+        for i, pin in enumerate(spec.pins):
+            name, _, version = pin.partition("@")
+            where = (*path, "pins", i)
+            installed = self._known.monitors
+            if name not in read:
+                hint = did_you_mean(name, read)
+                self._add(source.problem(where, "unused-pin", f"the rule does not read '{name}'", hint))
+            elif installed is not None and installed[name].version != version:
+                message = f"the rule is for {pin}, and {name}@{installed[name].version} is installed"
+                hint = f"install {pin}, or try the rule on the other version and pin that"
+                self._add(source.problem(where, "other-version", message, hint))
 
     def _check_target(self, source: Source, spec: RuleSpec, path: Path_) -> None:
         action = spec.action

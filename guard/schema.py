@@ -33,6 +33,15 @@ Id = Annotated[str, Field(pattern=_ID)]
 Reason = Annotated[str, Field(min_length=8)]
 
 
+def _pin(text: str) -> str:
+    if not re.fullmatch(r"[^@\s]{1,64}@[^@\s]{1,64}", text):
+        raise ValueError("write a monitor with its version, for example harm@3")
+    return text
+
+
+Pin = Annotated[str, AfterValidator(_pin)]
+
+
 def _time_text(value: Any) -> Any:
     if not isinstance(value, str | datetime):
         raise ValueError("write a time with its zone, for example 2026-12-01T00:00:00Z")  # noqa: TRY004 (pydantic's way)
@@ -138,6 +147,8 @@ class RuleSpec(Strict):
     on_error: OnErrorName | None = None
     rollout: Rollout | None = None
     override: Override | None = None
+    pins: tuple[Pin, ...] = ()
+    """`harm@3`: the rule is for that version of the monitor; with another one installed the policy is refused."""
 
     @property
     def action(self) -> Action:

@@ -273,6 +273,7 @@ class MonitorInfo:
     budgets: tuple[Budget, ...] = ()  # empty: not calibrated
     num_benign: int = 0  # requests that the budgets were calibrated on
     confidence: float = 0.95  # that a certified budget is kept
+    version: str = "0"  # of its artifact
 
 
 @dataclass(frozen=True, slots=True)

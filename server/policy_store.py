@@ -171,9 +171,17 @@ def _describe(monitor: Monitor) -> MonitorInfo:
     low, high = (0.0, 1.0) if monitor.link is Link.SIGMOID else (None, None)
     calibration = monitor.calibration
     if calibration is None:
-        return MonitorInfo(monitor.name, low, high)
+        return MonitorInfo(monitor.name, low, high, version=monitor.version)
     budgets = tuple(Budget(Scope(t.phase), t.fpr, t.value, t.certified) for t in calibration.thresholds)
-    return MonitorInfo(monitor.name, low, high, budgets, calibration.num_requests, calibration.confidence)
+    return MonitorInfo(
+        monitor.name,
+        low,
+        high,
+        budgets,
+        calibration.num_requests,
+        calibration.confidence,
+        monitor.version,
+    )
 
 
 def describe_vectors(vectors: Iterable[SteeringVector]) -> dict[str, VectorInfo]:

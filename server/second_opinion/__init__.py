@@ -8,4 +8,5 @@ client.py     the only module that knows the HTTP client
 breaker.py    when a target is left alone
 targets.py    asks one target: deadline, concurrency, breaker
 adviser.py    asks on behalf of one choice of a request
+metrics.py    what is counted
 """

@@ -1,6 +1,7 @@
 """Loading: the examples, exact places of errors, merging, lint, maturity, digest, rollout, exceptions."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -417,3 +418,24 @@ def test_any_damage_to_a_file_is_told_cleanly(name, data, length, inserted):
         run_tests(policy_from_text(base[:at] + inserted + base[at + length :], **known))
     except PolicyError as error:
         assert all(p.line >= 1 and p.col >= 1 for p in error.problems)  # noqa: PT017
+
+
+# --- pins
+
+
+PINNED = HEAD + "rules:\n" + RULE + "    pins: [%s]\n"
+OLDER = {"harm": replace(HARM, version="2")}
+
+
+def test_a_pinned_version_that_is_not_installed_is_refused_with_the_one_that_is():
+    (problem,) = problems(PINNED % "harm@3", monitors=OLDER)
+    assert (problem.line, problem.col, problem.code) == (8, 12, "other-version")
+    assert problem.message == "the rule is for harm@3, and harm@2 is installed"
+    policy_from_text(PINNED % "harm@2", monitors=OLDER)
+    policy_from_text(PINNED % "harm@3")  # where monitors are not known, they are not checked
+
+
+def test_a_pin_of_what_the_rule_does_not_read_is_a_mistake():
+    (problem,) = problems(PINNED % "harn@3")
+    assert (problem.code, "did you mean 'harm'" in problem.hint) == ("unused-pin", True)
+    assert told(PINNED % "harm")[0][2] == "value"

@@ -20,7 +20,9 @@ def test_monitors_with_their_range_and_calibration():
     )
     monitors = [
         Monitor("plain", PROBE),
-        Monitor("harm", PROBE, link=Link.SIGMOID, calibration=Calibration(3_000, 0.9, thresholds)),
+        Monitor(
+            "harm", PROBE, version="3", link=Link.SIGMOID, calibration=Calibration(3_000, 0.9, thresholds)
+        ),
     ]
     budgets = (
         Budget(Scope.PROMPT, 0.01, 0.7, certified=True),
@@ -28,7 +30,7 @@ def test_monitors_with_their_range_and_calibration():
     )
     assert describe_monitors(monitors) == {
         "plain": MonitorInfo("plain"),
-        "harm": MonitorInfo("harm", 0.0, 1.0, budgets, 3_000, 0.9),
+        "harm": MonitorInfo("harm", 0.0, 1.0, budgets, 3_000, 0.9, "3"),
     }
 
 
