@@ -4,11 +4,13 @@ Records are taken one by one, and only counts and a few examples are kept, so th
 """
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from guard.policy import Policy
 from guard.recorded import Recorded, UnjudgedError, read_record
 from guard.replay import replay
+from guard.rules import Rule
 from guard.types import Answer, JsonObject, Mode, OnError, Outcome, Phase
 
 _STOPPED = ("block", "replace", "unavailable")
@@ -20,10 +22,16 @@ class Rejudged:
 
     recorded: Recorded
     after: Outcome
+    blind: Mapping[str, str] = field(default_factory=dict)  # rules left out -> the series that each lacks
 
     @property
     def same(self) -> bool:
-        """The same to the last bit: verdict, place, every match with its values, every failure."""
+        """The same to the last bit: verdict, place, every match with its values, every failure. No rule was left out."""
+        return not self.blind and self.same_in_part
+
+    @property
+    def same_in_part(self) -> bool:
+        """The same, as far as rules could be judged."""
         return self.after == self.recorded.outcome
 
     @property
@@ -38,21 +46,31 @@ class Rejudged:
 
 
 def rejudge(policy: Policy, record: JsonObject) -> Rejudged:
-    """Decide a record again, at its own time. Raises UnjudgedError."""
+    """Decide a record again, at its own time, by the rules whose scores were recorded. Raises UnjudgedError if none is left."""
     recorded = read_record(record)
-    needed = policy.decider(recorded.subject, now=recorded.now).monitors
-    lacking = recorded.lacks(needed, Phase.PROMPT)
-    if not lacking:
-        after = _decide(policy, recorded)
-        if after.phase is Phase.PROMPT and after.verdict in _STOPPED:
-            return Rejudged(recorded, after)  # there is no response to look at
-        lacking = recorded.lacks(needed, Phase.RESPONSE)
-        if not lacking:
-            return Rejudged(recorded, after)
-    raise UnjudgedError(f"no scores of {lacking} were recorded")
+    rules = policy.applied(recorded.subject, now=recorded.now)
+    blind = _blind(rules, recorded, Phase.PROMPT)
+    after = _decide(policy, recorded, without=blind)
+    stopped_at_once = (
+        after.phase is Phase.PROMPT and after.verdict in _STOPPED
+    )  # then there is no response to look at
+    if not stopped_at_once and (in_response := _blind(rules, recorded, Phase.RESPONSE)):
+        blind = {**in_response, **blind}
+        after = _decide(policy, recorded, without=blind)
+    if blind and len(blind) == len(rules):
+        raise UnjudgedError(f"no scores of {next(iter(blind.values()))} were recorded")
+    return Rejudged(recorded, after, blind)
 
 
-def _decide(policy: Policy, recorded: Recorded) -> Outcome:
+def _blind(rules: Sequence[Rule], recorded: Recorded, phase: Phase) -> dict[str, str]:
+    """The rules that lack a series of a phase, with the first that they lack."""
+    lacking = {rule.id: recorded.lacks(rule.reads, phase) for rule in rules}
+    return {rule: series for rule, series in lacking.items() if series}
+
+
+def _decide(policy: Policy, recorded: Recorded, *, without: Collection[str]) -> Outcome:
+    if without:
+        policy = replace(policy, rules=tuple(rule for rule in policy.rules if rule.id not in without))
     return replay(
         policy,
         recorded.subject,
@@ -101,6 +119,7 @@ class Backtest:
     num_judged: int = 0
     num_tokens: int = 0
     num_same: int = 0
+    num_same_in_part: int = 0  # the same, but some rule was left out
     num_rounded: int = 0
     num_open_ended: int = 0
     would_ask: dict[str, Group] = field(default_factory=dict)
@@ -110,6 +129,8 @@ class Backtest:
     changes: dict[Change, Group] = field(default_factory=dict)
     shifted: Group = field(default_factory=Group)
     """The same verdict, but by another rule, at another token or with other values."""
+    blind: dict[tuple[str, str], Group] = field(default_factory=dict)
+    """By rule and the series that it lacks: records that were judged without it."""
     unjudged: dict[str, Group] = field(default_factory=dict)
     recorded_under: Counter[str] = field(default_factory=Counter)
 
@@ -147,8 +168,12 @@ class Backtest:
         self.verdicts_before[before.verdict] += 1
         self.verdicts_after[after.verdict] += 1
         self.recorded_under[recorded.policy] += 1
+        for rule, series in judged.blind.items():
+            self.blind.setdefault((rule, series), Group()).add(name, self.keep)
         if judged.same:
             self.num_same += 1
+        elif judged.same_in_part:
+            self.num_same_in_part += 1
         elif before.verdict == after.verdict:
             self.shifted.add(name, self.keep)
         else:

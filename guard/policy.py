@@ -69,6 +69,18 @@ class Policy:
 
     def decider(self, subject: Subject, *, now: datetime, rollout_bucket: float | None = None) -> Decider:
         """What decides one response. `now` must have a zone; `rollout_bucket` replaces the hash in tests."""
+        modes, used = self._modes(subject, now, rollout_bucket)
+        return Decider(modes, waivers=used, turn=subject.turn)
+
+    def applied(self, subject: Subject, *, now: datetime) -> tuple[Rule, ...]:
+        """The rules that are evaluated for a subject, enforced or in shadow."""
+        modes, _ = self._modes(subject, now, None)
+        return tuple(rule for rule, mode in modes if mode is not Mode.OFF)
+
+    def _modes(
+        self, subject: Subject, now: datetime, rollout_bucket: float | None
+    ) -> tuple[list[tuple[Rule, Mode]], tuple[str, ...]]:
+        """The rules that cover a subject, each in its mode, and the exceptions that weakened some."""
         modes: list[tuple[Rule, Mode]] = []
         used: list[str] = []
         for rule in self.rules:
@@ -80,7 +92,7 @@ class Policy:
                     mode = waiver.mode
                     used.append(waiver.id)
             modes.append((rule, mode))
-        return Decider(modes, waivers=tuple(dict.fromkeys(used)), turn=subject.turn)
+        return modes, tuple(dict.fromkeys(used))
 
     def with_thresholds(self, threshold_of: Callable[[Exceeds], float | None]) -> "Policy":
         """The same policy with other thresholds for its budgets; None leaves one as it is."""

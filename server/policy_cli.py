@@ -23,7 +23,7 @@ policy_app = typer.Typer(
 Check, test, compare and explain policies, and try them on recorded traffic. No model is needed.
 
 Leaves with 0 (fine), 1 (errors), 2 (wrong usage) or 3 (warnings, with `check --strict`).
-`--format json` prints one document; `--format github` prints workflow commands that annotate files of a pull request.
+`--format json` prints one document; `--format github` prints workflow commands that annotate files of a pull request, `--format sarif` SARIF 2.1.0.
 
 - `interlock policy check deploy/policies/*/`
 
@@ -35,7 +35,10 @@ Leaves with 0 (fine), 1 (errors), 2 (wrong usage) or 3 (warnings, with `check --
 
 _Paths = Annotated[list[Path], typer.Argument(help="Policy files, or folders of *.yaml.", show_default=False)]
 _Format = Annotated[
-    Format, typer.Option("--format", help="For a reader, a program, or a workflow on GitHub.")
+    Format,
+    typer.Option(
+        "--format", help="For a reader, a program, a workflow on GitHub, or a tool that reads SARIF."
+    ),
 ]
 
 

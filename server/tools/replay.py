@@ -85,6 +85,8 @@ def _lines(tally: Backtest) -> Iterator[str]:
     for policy, count in tally.recorded_under.most_common(5):
         yield f"  {count:,} were recorded under {policy}"
     yield f"  {tally.num_same:,} the same to the last bit"
+    if tally.num_same_in_part:
+        yield f"  {tally.num_same_in_part:,} the same, as far as their rules could be judged"
     if tally.shifted.count:
         yield f"  {tally.shifted.count:,} the same verdict, by another rule, at another token or with other values{_examples(tally.shifted)}"
     yield f"  {tally.num_changed:,} another verdict"
@@ -96,6 +98,13 @@ def _lines(tally: Backtest) -> Iterator[str]:
         yield f"records that could not be judged: {tally.num_unjudged:,}"
     for reason, group in sorted(tally.unjudged.items(), key=lambda item: -item[1].count):
         yield f"    {group.count:,} {reason}{_examples(group)}"
+    yield from _notes(tally)
+
+
+def _notes(tally: Backtest) -> Iterator[str]:
+    """What the figures do not show."""
+    for (rule, series), group in tally.blind.items():
+        yield f"note: rule {rule} could not be judged on {group.count:,}: no scores of {series} were recorded{_examples(group)}"
     for rule, group in tally.would_ask.items():
         yield f"note: rule {rule} would ask for {group.count:,} second opinions that were not recorded; the replies are taken as going on{_examples(group)}"
     if tally.num_open_ended:
@@ -140,6 +149,11 @@ def _data(tally: Backtest) -> dict[str, Any]:
         "unjudged": [
             {"reason": reason, "count": group.count, "examples": group.examples}
             for reason, group in tally.unjudged.items()
+        ],
+        "same_in_part": tally.num_same_in_part,
+        "blind": [
+            {"rule": rule, "series": series, "count": group.count, "examples": group.examples}
+            for (rule, series), group in tally.blind.items()
         ],
         "would_ask": [
             {"rule": rule, "count": group.count, "examples": group.examples}

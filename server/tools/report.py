@@ -1,4 +1,4 @@
-"""What a tool has to say, and how it is said: to a reader, to a program, or to a workflow on GitHub."""
+"""What a tool has to say, and how it is said: to a reader, to a program, to a workflow on GitHub, or as SARIF."""
 
 import json
 import re
@@ -9,6 +9,7 @@ from enum import IntEnum, StrEnum
 from typing import Any, TextIO, assert_never
 
 from guard.errors import Problem
+from server.tools.sarif import sarif_log
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -17,6 +18,7 @@ class Format(StrEnum):
     TEXT = "text"
     JSON = "json"
     GITHUB = "github"
+    SARIF = "sarif"
 
 
 class ExitCode(IntEnum):
@@ -43,7 +45,7 @@ class Report:
 
 
 def print_report(report: Report, form: Format) -> None:
-    """Text: problems on stderr, the rest on stdout. JSON: one document. GitHub: workflow commands, then the text."""
+    """Text: problems on stderr, the rest on stdout. JSON and SARIF: one document. GitHub: workflow commands, then the text."""
     match form:
         case Format.TEXT:
             for problem in report.problems:
@@ -65,6 +67,9 @@ def print_report(report: Report, form: Format) -> None:
             if report.text:
                 # a line of ours that happens to look like a command must not become one
                 say(re.sub(r"^(?=\s*::|##\[)", "| ", report.text, flags=re.MULTILINE), sys.stdout)
+        case Format.SARIF:
+            log = sarif_log(report.command, (*report.problems, *report.told), report.notices)
+            say(json.dumps(log, indent=2), sys.stdout)
         case _:
             assert_never(form)
 

@@ -256,6 +256,33 @@ def test_a_monitor_that_was_not_recorded_makes_a_record_unjudged_not_blocked():
     assert tally.num_judged == 0
 
 
+def test_a_rule_whose_scores_were_not_recorded_is_left_out_and_the_others_are_judged():
+    both = policy_of(
+        [
+            ("max(response.a) > 0.5", "annotate: {}", "enforce", "closed"),
+            ("max(response.b) > 0.5", "block: {}", "enforce", "closed"),
+            ("max(prompt.c) > 0.5", "block: {}", "shadow", "closed"),
+        ]
+    )
+    tally = tally_of(both, record([0.1], [0.6], decision_id="x"), record([0.1], [0.2], decision_id="y"))
+    assert {key: group.examples for key, group in tally.blind.items()} == {
+        ("r1", "response.b"): ["x", "y"],
+        ("r2", "prompt.c"): ["x", "y"],
+    }
+    assert [str(change) for change in tally.changes] == ["allow -> annotate by rule r0"]
+    assert (tally.num_judged, tally.num_same, tally.num_same_in_part) == (2, 0, 1)  # never called the same
+
+
+def test_a_rule_that_is_off_or_does_not_apply_needs_no_scores():
+    quiet = policy_of(
+        [
+            ("max(response.a) > 0.9", "block: {}", "enforce", "closed"),
+            ("max(response.b) > 0.5", "block: {}", "off", "closed"),
+        ]
+    )
+    assert tally_of(quiet, record([0.1], [0.2])).num_same == 1
+
+
 def test_a_block_on_the_prompt_needs_no_scores_of_the_response():
     both = policy_of(
         [

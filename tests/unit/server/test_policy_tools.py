@@ -507,3 +507,39 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path):
     assert done.returncode == 1
     assert b"Traceback" not in done.stderr
     assert b"\\xe9.yaml" in done.stderr
+
+
+def test_sarif_has_what_the_standard_requires(file):
+    """SARIF 2.1.0: required properties, and those that code hosts go by."""
+    file.write_text(POLICY.replace("max(prompt", "mxa(prompt"))
+    said = CliRunner().invoke(policy_app, ["check", "--format", "sarif", str(file)])
+    assert said.exit_code == 1
+    log = json.loads(said.stdout)
+    assert log["version"] == "2.1.0"
+    (run,) = log["runs"]
+    driver = run["tool"]["driver"]
+    assert driver["name"] == "interlock policy check"
+    assert run["results"]
+    for result in run["results"]:
+        assert result["message"]["text"]
+        assert result["level"] in {"error", "warning", "note"}
+        assert driver["rules"][result["ruleIndex"]]["id"] == result["ruleId"]
+        (location,) = result["locations"]
+        place = location["physicalLocation"]
+        assert place["artifactLocation"]["uri"] == file.as_uri()
+        assert min(place["region"].values()) >= 1
+
+
+def test_sarif_of_a_policy_without_problems_is_a_run_without_results(file, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    said = CliRunner().invoke(policy_app, ["check", "--format", "sarif", str(file.name)])
+    (run,) = json.loads(said.stdout)["runs"]
+    assert [result for result in run["results"] if result["level"] == "error"] == []
+
+
+def test_sarif_paths_are_relative_uris(file, monkeypatch):
+    (file.parent / "my rules.yaml").write_text("rules: [")
+    monkeypatch.chdir(file.parent)
+    said = CliRunner().invoke(policy_app, ["check", "--format", "sarif", "my rules.yaml"])
+    (result,) = json.loads(said.stdout)["runs"][0]["results"]
+    assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == "my%20rules.yaml"
