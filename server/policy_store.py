@@ -180,7 +180,7 @@ def _describe(monitor: Monitor) -> MonitorInfo:
         budgets,
         calibration.num_requests,
         calibration.confidence,
-        monitor.version,
+        version=monitor.version,
     )
 
 

@@ -30,7 +30,7 @@ def test_monitors_with_their_range_and_calibration():
     )
     assert describe_monitors(monitors) == {
         "plain": MonitorInfo("plain"),
-        "harm": MonitorInfo("harm", 0.0, 1.0, budgets, 3_000, 0.9, "3"),
+        "harm": MonitorInfo("harm", 0.0, 1.0, budgets, 3_000, 0.9, version="3"),
     }
 
 

@@ -195,6 +195,16 @@ def test_a_file_of_another_form(tmp_path, text):
         read_targets(path, {})
 
 
+def test_one_module_knows_the_http_client():
+    server = Path(__file__).parents[3] / "server"
+    users = [
+        path
+        for path in server.rglob("*.py")
+        if re.search(r"^(import|from) httpx", path.read_text(), re.MULTILINE)
+    ]
+    assert [path.relative_to(server).as_posix() for path in users] == ["second_opinion/client.py"]
+
+
 # --- what is sent, and what is an answer
 
 
