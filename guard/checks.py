@@ -11,7 +11,7 @@ from guard.expressions import Condition, budgets, calls
 from guard.gates import refusals
 from guard.lint import Known, doubtful, out_of_calibration, rule_warnings, unreachable
 from guard.overlap import overlaps
-from guard.parser import parse
+from guard.parser import MAX_CHARACTERS, parse
 from guard.rules import Rule, Waiver
 from guard.schema import CaseSpec, Document, ExceptionsDocument, PolicyDocument, RuleSpec
 from guard.scope import Match, any_glob
@@ -51,6 +51,23 @@ class Checker:
                     self._rule(source, document, spec, ("rules", i))
             case ExceptionsDocument():
                 self._exceptions(source, document)
+
+    def conditions_of(self, source: Source) -> list[Problem]:
+        """What is wrong with the conditions of a file whose form is wrong, too: all mistakes are told at once."""
+        data = source.root.plain()
+        rules = data.get("rules") if isinstance(data, dict) else None
+        told: list[Problem] = []
+        for i, rule in enumerate(rules if isinstance(rules, tuple) else ()):
+            when = rule.get("when") if isinstance(rule, dict) else None
+            if isinstance(when, str) and len(when) <= MAX_CHARACTERS:  # the schema tells longer ones
+                try:
+                    parse(when, self._known.monitors)
+                except ExpressionError as error:
+                    path = ("rules", i, "when")
+                    told += [
+                        source.problem(path, f.code, f.message, f.hint, offset=f.at) for f in error.flaws
+                    ]
+        return told
 
     def finish(self, *, complete: bool) -> list[Problem]:
         """What only all documents together can show. `complete`: every file could be read."""
@@ -144,6 +161,9 @@ class Checker:
         if match.nobody:
             message = f"this applies to nobody: {match.nobody}"
             self._add(source.problem(path, "unreachable", message, "a part that is left out fits everything"))
+        for below, message in match.doubtful:
+            hint = "`*` fits anything, `?` one character, [abc] one of three"
+            self._add(source.problem((*path, *below), "odd-glob", message, hint, severity="warning"))
 
     def _gates(
         self, source: Source, document: PolicyDocument, spec: RuleSpec, path: Path_, condition: Condition
@@ -220,6 +240,9 @@ class Checker:
         tests = [test for _, document in self._sources for test in document.tests]
         named = [rule for test in tests for rule in (*(test.expect.rules or ()), *(test.expect.shadow or ()))]
         rules = {rule.id: rule for rule in self.rules}
+        if not rules:
+            message, hint = "this policy has no rules, so nothing is watched", "add some under `rules:`"
+            self._add(self._sources[0][0].problem((), "no-rules", message, hint, severity="warning"))
         for source, document in self._sources:
             match document:
                 case PolicyDocument():
@@ -228,6 +251,10 @@ class Checker:
                     self._check_waived(source, document)
             for i, test in enumerate(document.tests):
                 self._check_test(source, test, ("tests", i), rules)
+                if test.name in {other.name for other in document.tests[:i]}:
+                    message, hint = f"two tests are called '{test.name}'", "failures are told by name"
+                    where = ("tests", i, "name")
+                    self._add(source.problem(where, "duplicate-test", message, hint, severity="warning"))
         self._check_overlaps()
 
     def _check_overlaps(self) -> None:

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from typing import Literal
 
 _SHOWN_COLUMNS = 120
+_SHOWN_NAMES = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class Problem:
     severity: Literal["error", "warning"] = "error"
 
     def __str__(self) -> str:
-        text = f"{self.file}:{self.line}:{self.col}: {self.severity}[{self.code}]: {self.message}"
+        file = self.file.replace("\n", "\\n")  # one line per problem, whatever a file is called
+        text = f"{file}:{self.line}:{self.col}: {self.severity}[{self.code}]: {self.message}"
         if self.source_line.strip():
             start = max(0, self.col - _SHOWN_COLUMNS)  # a very long line is shown around its column only
             shown = self.source_line[start : start + 2 * _SHOWN_COLUMNS].replace("\t", " ").rstrip()
@@ -77,6 +79,10 @@ class DeciderError(GuardError):
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
     """A hint for an unknown word: the closest known one if there is any, and what is allowed."""
-    allowed = "known: " + ", ".join(sorted(known)) if known else ""
-    close = get_close_matches(word, known, n=1)
-    return f"did you mean '{close[0]}'? {allowed}" if close else allowed
+    first = ", ".join(sorted(known)[:_SHOWN_NAMES])
+    allowed = f"known: {first}" if known else ""
+    if len(known) > _SHOWN_NAMES:
+        allowed += f" and {len(known) - _SHOWN_NAMES} more"
+    by_lower = {name.lower(): name for name in known}
+    close = get_close_matches(word.lower(), by_lower, n=1)
+    return f"did you mean '{by_lower[close[0]]}'? {allowed}" if close else allowed

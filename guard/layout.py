@@ -24,6 +24,7 @@ from guard.validate import models_in, read_document
 from guard.yaml_source import Node, Source, source_from_text
 
 WIDTH = 120
+_MAX_PASSES = 3
 _DASH = re.compile(r"( *)-( +)\S")
 
 Model = type[BaseModel] | None
@@ -32,6 +33,16 @@ Model = type[BaseModel] | None
 
 def formatted(text: str, file: str) -> str:
     """The same policy in canonical layout. Raises PolicyError if it is not a valid one, or can't be laid out safely."""
+    laid_out = _formatted(text, file)
+    for _ in range(_MAX_PASSES):
+        before, laid_out = laid_out, _formatted(laid_out, file)
+        if before == laid_out:
+            break
+    return laid_out
+
+
+def _formatted(text: str, file: str) -> str:
+    """One pass. What one pass has laid out, the next may lay out more simply."""
     text = text.removeprefix("\ufeff")
     source = source_from_text(text, file)
     model = DOCUMENTS[read_document(source).kind]

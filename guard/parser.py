@@ -97,11 +97,37 @@ def _python_tree(text: str) -> ast.expr:
             warnings.simplefilter("error")  # Python merely warns of `0.5or`; here it is a typo
             return ast.parse(line, mode="eval").body
     except SyntaxError as error:
-        at = min(max((error.offset or 1) - 1, 0), len(line))
+        at = min(error.offset - 1, len(line)) if error.offset else len(line)  # 0: at its end
         message = (error.msg or "invalid syntax").removesuffix(" Perhaps you forgot a comma?").rstrip(".")
-        raise _FlawError(Flaw(lead + at, "syntax", message)) from None
+        if at == len(line):
+            message = "something is missing at the end of the condition"
+        raise _FlawError(Flaw(lead + at, "syntax", message, _syntax_hint(line))) from None
     except (RecursionError, MemoryError, ValueError, Warning):
         raise _FlawError(Flaw(lead, "too-deep", "the condition is too deeply nested")) from None
+
+
+_SLIPS = {
+    r"\bAND\b|\bOR\b|\bNOT\b": "write `and`, `or` and `not` in lower case",
+    r"=>|=<": "write `>=` or `<=`",
+    r"!(?!=)": "write `not`",
+    r"\)\s*=(?!=)": "write `==` to compare",
+}
+"""What people write who know another language."""
+
+
+def _syntax_hint(line: str) -> str:
+    for slip, hint in _SLIPS.items():
+        if re.search(slip, line):
+            return hint
+    return "a condition looks like this: max(prompt.harm) > 0.9 and turn() > 1"
+
+
+def _name_hint(name: str) -> str:
+    if name in SCALARS:
+        return f"write {name}()"
+    if name in FUNCTIONS:
+        return f"write {name}(...) with what it is of"
+    return f"write a series as max(prompt.{name})"
 
 
 class _Parser:
@@ -184,9 +210,7 @@ class _Parser:
                     node, "type", f"{series} has a score at every token", f"take one number: max({series})"
                 )
             case ast.Name(id=name):
-                raise self._flaw(
-                    node, "unknown-name", f"unknown name '{name}'", f"write a series as max(prompt.{name})"
-                )
+                raise self._flaw(node, "unknown-name", f"unknown name '{name}'", _name_hint(name))
             case ast.Compare() | ast.BoolOp() | ast.UnaryOp(op=ast.Not()):
                 raise self._flaw(node, "type", "this is true or false where a number is needed")
             case ast.BinOp():
@@ -212,9 +236,10 @@ class _Parser:
 
     def _series(self, node: ast.expr) -> Series:
         if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
-            raise self._flaw(
-                node, "type", "a series is needed here", "write <scope>.<monitor>, for example prompt.harm"
-            )
+            hint = "write <scope>.<monitor>, for example prompt.harm"
+            if isinstance(node, ast.BinOp):
+                hint += "; names have letters, digits and _ only"
+            raise self._flaw(node, "type", "a series is needed here", hint)
         scope, monitor = node.value.id, node.attr
         if scope not in SCOPES:
             raise self._flaw(node, "unknown-scope", f"unknown scope '{scope}'", did_you_mean(scope, SCOPES))
@@ -233,6 +258,8 @@ class _Parser:
         if len(node.args) != 1:
             raise self._flaw(node, "type", "exceeds() takes one series", example)
         series = self._series(node.args[0])
+        if len(node.keywords) > 1:
+            raise self._flaw(node.keywords[1], "unknown-option", "fpr= is given twice", "keep one of them")
         if not node.keywords:
             raise self._flaw(node, "budget", "exceeds() needs a false-positive budget", example)
         rate = node.keywords[0].value
@@ -303,6 +330,8 @@ class _Parser:
                 raise self._flaw(
                     keyword, "unknown-option", f"{name}() has no option '{key}'", did_you_mean(key, allowed)
                 )
+            if key in options:
+                raise self._flaw(keyword, "unknown-option", f"{key}= is given twice", "keep one of them")
             value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
             if type(value) is not int or not 1 <= value <= MAX_WINDOW:
                 raise self._flaw(

@@ -1,7 +1,7 @@
 """A policy: the rules in force, and how they are read from a file or a folder."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -13,6 +13,7 @@ from guard.decider import Decider
 from guard.durations import seconds
 from guard.errors import PolicyError, Problem
 from guard.expressions import Exceeds, bound, budgets
+from guard.files import policy_files
 from guard.rules import Rule, Waiver
 from guard.schema import LOG_CONTENTS, CaseSpec, Document, Log, PolicyDocument
 from guard.types import Mode, MonitorInfo, Phase, Subject, VectorInfo
@@ -104,21 +105,26 @@ _WEAKNESS = {Mode.ENFORCE: 0, Mode.SHADOW: 1, Mode.OFF: 2}
 
 
 def load_policy(
-    path: Path | str,
+    path: Path | str | Sequence[Path],
     *,
     monitors: Mapping[str, MonitorInfo] | None = None,
     vectors: Mapping[str, VectorInfo] | None = None,
     max_response_tokens: int | None = None,
     targets: Collection[str] | None = None,
 ) -> Policy:
-    """Read a file, or all *.yaml of a folder as one policy. Raises PolicyError with every problem.
+    """Read a file, all *.yaml of a folder, or some files of one folder, as one policy.
+
+    Raises PolicyError with every problem, or OSError if a folder can't be listed.
 
     `monitors` and `vectors` are what the server has loaded, `max_response_tokens` how long its responses can get, and
     `targets` the names of those that it can ask for a second opinion.
     None: what needs to know is not checked, and a budget of a monitor has no threshold.
     """
-    path = Path(path)
-    files = sorted(f for f in path.iterdir() if f.suffix in {".yaml", ".yml"}) if path.is_dir() else [path]
+    if isinstance(path, Path | str):
+        path = Path(path)
+        files, name = policy_files(path), path.name
+    else:
+        files, name = sorted(path), path[0].absolute().parent.name
     if not files:
         hint = "a policy folder holds its *.yaml files directly"
         raise PolicyError([Problem(str(path), 1, 1, "empty", "no *.yaml file in this folder", hint)])
@@ -129,7 +135,7 @@ def load_policy(
             sources.append(read_source(file))
         except PolicyError as error:
             problems += error.problems
-    return _policy(sources, problems, path.name, Checker(monitors, vectors, max_response_tokens, targets))
+    return _policy(sources, problems, name, Checker(monitors, vectors, max_response_tokens, targets))
 
 
 def policy_from_text(
@@ -152,7 +158,9 @@ def _policy(sources: list[Source], problems: list[Problem], name: str, checker: 
         try:
             read.append((source, read_document(source)))
         except PolicyError as error:
-            problems += error.problems
+            problems += sorted(
+                (*error.problems, *checker.conditions_of(source)), key=lambda p: (p.line, p.col)
+            )
     for source, document in read:
         checker.add(source, document)
     problems += checker.finish(complete=not problems)

@@ -3,7 +3,7 @@
 import re
 from datetime import datetime
 from math import isclose
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -11,7 +11,9 @@ from pydantic import (
     BeforeValidator,
     Field,
     TypeAdapter,
+    ValidationInfo,
     create_model,
+    field_validator,
     model_validator,
 )
 
@@ -30,7 +32,25 @@ LOG_CONTENTS: tuple[LogContent, ...] = get_args(LogContent)  # from the least to
 ModeName = Literal["enforce", "shadow", "off"]
 OnErrorName = Literal["closed", "open"]
 Id = Annotated[str, Field(pattern=_ID)]
-Reason = Annotated[str, Field(min_length=8)]
+_SHORTEST_REASON = 8
+
+
+def _reason(text: str) -> str:
+    if len(text.strip()) < _SHORTEST_REASON:
+        raise ValueError(f"write a reason, in at least {_SHORTEST_REASON} characters")
+    return text
+
+
+Reason = Annotated[str, Field(min_length=_SHORTEST_REASON), AfterValidator(_reason)]
+
+
+def _named(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is empty")
+    return text
+
+
+Name = Annotated[str, Field(min_length=1), AfterValidator(_named)]
 
 
 def _pin(text: str) -> str:
@@ -42,9 +62,13 @@ def _pin(text: str) -> str:
 Pin = Annotated[str, AfterValidator(_pin)]
 
 
+TIME_EXAMPLE = "2026-12-01T00:00:00Z"
+
+
 def _time_text(value: Any) -> Any:
-    if not isinstance(value, str | datetime):
-        raise ValueError("write a time with its zone, for example 2026-12-01T00:00:00Z")  # noqa: TRY004 (pydantic's way)
+    """A date and what follows; pydantic alone would also read a number, as seconds since 1970."""
+    if not isinstance(value, datetime) and not (isinstance(value, str) and re.match(r"\d{4}-\d", value)):
+        raise ValueError(f"write a time with its zone, for example {TIME_EXAMPLE}")
     return value
 
 
@@ -80,6 +104,12 @@ ThresholdsByRate = Annotated[
 SeriesText = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_series)]
 
 
+def _budget(duration: str) -> str:
+    if durations.seconds(duration) <= 0:
+        raise ValueError("no decision is made in no time; the default is 5ms")
+    return duration
+
+
 class Metadata(Strict):
     name: Id
     version: Annotated[str, Field(min_length=1, max_length=64)]
@@ -101,7 +131,7 @@ class Log(Strict):
 class Defaults(Strict):
     mode: ModeName = "enforce"
     on_error: OnErrorName = "closed"
-    budget: Annotated[str, AfterValidator(durations.checked)] = "5ms"
+    budget: Annotated[str, AfterValidator(_budget)] = "5ms"
     holdback: Annotated[int, Field(ge=0, le=256)] = 0
     log: Log = Log()
 
@@ -172,14 +202,14 @@ class Given(Strict):
     prompt: dict[str, SeriesText] = Field(default_factory=dict)
     response: dict[str, SeriesText] = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _same_length(self) -> Self:
-        for phase, series in (("prompt", self.prompt), ("response", self.response)):
-            lengths = {name: len(parse_series(text)) for name, text in series.items()}
-            if len(set(lengths.values())) > 1:
-                told = ", ".join(f"{name} has {n}" for name, n in lengths.items())
-                raise ValueError(f"the {phase} series differ in length: {told} tokens")
-        return self
+    @field_validator("prompt", "response")
+    @classmethod
+    def _same_length(cls, series: dict[str, str]) -> dict[str, str]:
+        lengths = {name: len(parse_series(text)) for name, text in series.items()}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{name} has {n}" for name, n in lengths.items())
+            raise ValueError(f"the series differ in length: {told} tokens")
+        return series
 
     def threshold(self, monitor: str, fpr: float) -> float | None:
         """What the test gives for a budget."""
@@ -211,15 +241,17 @@ class ExceptionSpec(Strict):
     match: Match = Match()
     mode: Literal["shadow", "off"]
     reason: Reason
-    approved_by: Annotated[tuple[str, ...], Field(min_length=1)]
+    approved_by: Annotated[tuple[Name, ...], Field(min_length=1)]
     starts: Time | None = None
     expires: Time
 
-    @model_validator(mode="after")
-    def _starts_first(self) -> Self:
-        if self.starts and self.starts >= self.expires:
+    @field_validator("expires")
+    @classmethod
+    def _starts_first(cls, expires: datetime, info: ValidationInfo) -> datetime:
+        starts = info.data.get("starts")
+        if starts and starts >= expires:
             raise ValueError("expires must be later than starts")
-        return self
+        return expires
 
 
 class PolicyDocument(Strict):

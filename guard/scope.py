@@ -1,15 +1,33 @@
 """To whom a rule applies: globs over the subject, and the stable bucket that a rollout puts it in."""
 
+import re
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from hashlib import sha256
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from guard.strict import Strict
 from guard.types import Subject
 
-Globs = tuple[str, ...]
+ENDPOINTS = ("chat", "completions", "responses", "moderations")
+"""What `endpoints` may fit."""
+
+
+def _glob(text: str) -> str:
+    if not text:
+        raise ValueError("it is empty, and fits no name")
+    if re.search(r"\[(?!\]?[^\]]*\])|\[!?\]", text):
+        raise ValueError(
+            f"the bracket in '{text}' is not closed, or empty; write [abc] for one of three characters"
+        )
+    return text
+
+
+Glob = Annotated[str, AfterValidator(_glob)]
+"""`*` fits anything, `?` one character, `[abc]` one of three, `[!abc]` any other. Upper and lower case differ."""
+Globs = tuple[Glob, ...]
 
 
 def any_glob(globs: Globs, text: str) -> bool:
@@ -36,6 +54,19 @@ class Match(Strict):
                 for key, globs in self.metadata.items()
             )
         )
+
+    @property
+    def doubtful(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Globs that probably fit nothing: where they stand in the match, and why."""
+        lists = {("models",): self.models, ("tenants",): self.tenants, ("not_tenants",): self.not_tenants}
+        lists |= {("metadata", key): globs for key, globs in self.metadata.items()}
+        for where, globs in lists.items():
+            for i, glob in enumerate(globs):
+                if re.search(r"^\^|\$$|\.\*.|\\|\|", glob):
+                    yield (*where, i), f"'{glob}' looks like a regular expression, and globs are none"
+        for i, glob in enumerate(self.endpoints):
+            if not any(any_glob((glob,), endpoint) for endpoint in ENDPOINTS):
+                yield ("endpoints", i), f"'{glob}' fits no endpoint: {', '.join(ENDPOINTS)}"
 
     @property
     def nobody(self) -> str:

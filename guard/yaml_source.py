@@ -21,6 +21,7 @@ from ruamel.yaml.events import (
     SequenceEndEvent,
     SequenceStartEvent,
 )
+from ruamel.yaml.reader import ReaderError
 
 from guard.errors import PolicyError, Problem
 
@@ -39,6 +40,12 @@ _WORDS = {
     "False": False,
     "FALSE": False,
 } | dict.fromkeys(("", "~", "null", "Null", "NULL"))
+
+_REMEDIES = {
+    "cannot start any token": "quote text that begins with a special character; indent with blanks",
+    "mapping values are not allowed here": "quote text that holds a colon and a blank",
+    "'}', but got ':'": "quote text that holds a colon and a blank",
+}
 
 Place = tuple[int, int]
 """Line and column, from 1."""
@@ -94,6 +101,13 @@ class Source:
     ) -> Problem:
         """A problem at a node: its value, its key (`at_key`), or at an offset in its text."""
         return self._problem(self._place(path, offset, at_key=at_key), code, message, hint, severity)
+
+    def written(self, path: Path_) -> str:
+        """A scalar as it is written in the file."""
+        node = self.root
+        for step in path:
+            node = node.content[step]
+        return self._text[slice(*node.raw)]
 
     def _problem(
         self,
@@ -152,10 +166,11 @@ class Source:
                 self._node(next(events), events, 1) for e in events if isinstance(e, DocumentStartEvent)
             ]
         except MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-            message = " ".join(str(part) for part in (error.context, error.problem) if part)
-            raise PolicyError([self._problem(place, "yaml", message)]) from None
+            raise PolicyError([self._malformed(error)]) from None
+        except ReaderError as error:
+            told = f"the character U+{error.character:04X} is not allowed in YAML"
+            hint = "is it a text file, in UTF-8?"
+            raise PolicyError([self._problem(self._place_of(error.position), "yaml", told, hint)]) from None
         except YAMLError as error:
             raise PolicyError([self._problem((1, 1), "yaml", str(error).splitlines()[0])]) from None
         except (ValueError, OverflowError, IndexError, AttributeError, TypeError) as error:
@@ -171,6 +186,21 @@ class Source:
                 [self._problem(place, "yaml", "a second document begins here", "use one file for each")]
             )
         return documents[0]
+
+    def _malformed(self, error: MarkedYAMLError) -> Problem:
+        """The parser's words and place; and where that began which it could not finish."""
+        mark, began = error.problem_mark or error.context_mark, error.context_mark
+        place = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        message = ": ".join(str(part).strip() for part in (error.context, error.problem) if part)
+        hint = (
+            f"that began in line {began.line + 1}, column {began.column + 1}"
+            if began and began is not mark
+            else ""
+        )
+        for sign, remedy in _REMEDIES.items():
+            if sign in message:
+                hint = "; ".join(part for part in (hint, remedy) if part)
+        return self._problem(place, "yaml", message, hint)
 
     def _node(self, event: Event, events: Iterator[Event], depth: int) -> Node:
         if depth > MAX_DEPTH:
@@ -267,7 +297,9 @@ def read_source(path: Path) -> Source:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         col = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
-        raise PolicyError([Problem(file, line, col, "encoding", "the file is not UTF-8")]) from None
+        raise PolicyError(
+            [Problem(file, line, col, "encoding", "the file is not UTF-8", "save it as UTF-8")]
+        ) from None
     return source_from_text(text, file)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 from anyio import to_thread
 
+from guard.files import policy_files
 from guard.policy import Policy, load_policy
 from guard.policy_test import run_tests
 from guard.types import Budget, Mode, MonitorInfo, Scope, VectorInfo
@@ -53,7 +54,7 @@ class Sources:
 
     def digests(self) -> Digests:
         """Change with the content of any policy file and of any artifact's JSON (which holds its weights' hash)."""
-        policies = sorted(self.policy.glob("*.y*ml")) if self.policy.is_dir() else [self.policy]
+        policies = policy_files(self.policy)
         artifacts = sorted(self.monitors.glob("*/*.json")) if self.monitors is not None else []
         return Digests(_digest(policies), _digest(artifacts))
 

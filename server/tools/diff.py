@@ -12,11 +12,11 @@ TROUBLE = 2  # as diff(1): a policy that can't be read is not a difference
 
 
 def diff_policies(before: Path, after: Path) -> Report:
-    loaded = load_all([before, after])
-    if not loaded.ok:
-        errors = tuple(problem for problem in loaded.problems if problem.severity == "error")
+    loaded = [load_all([path]) for path in (before, after)]
+    errors = tuple(p for side in loaded for p in side.problems if p.severity == "error")
+    if errors:
         return Report("diff", problems=errors, data={"equal": None, "changes": []}, code=TROUBLE)
-    (_, one), (_, other) = loaded.policies
+    one, other = (policy for side in loaded for _, policy in side.policies)
     changes = diff(one, other)
     lines = tuple(map(str, changes))
     data = {

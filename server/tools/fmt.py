@@ -8,12 +8,12 @@ from pathlib import Path
 from guard.errors import PolicyError, Problem
 from guard.layout import formatted
 from guard.yaml_source import read_source
-from server.tools.loading import policy_files, unreadable
+from server.tools.loading import all_files, unreadable
 from server.tools.report import ExitCode, Report
 
 
 def format_files(paths: Sequence[Path], *, check_only: bool) -> Report:
-    files, problems = policy_files(paths)
+    files, problems = all_files(paths)
     changed: list[Path] = []
     for file in files:
         try:

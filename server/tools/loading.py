@@ -1,11 +1,13 @@
 """Policies from the paths that a user gives: whatever is wrong with them becomes a problem, never an exception."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from guard.errors import PolicyError, Problem
+from guard.files import policy_files
 from guard.policy import Policy, load_policy
+from guard.schema import ExceptionsDocument
 from guard.yaml_source import read_source
 
 
@@ -19,13 +21,13 @@ class Loaded:
         return all(problem.severity == "warning" for problem in self.problems)
 
 
-def load_all(paths: Iterable[Path]) -> Loaded:
+def load_all(paths: Sequence[Path]) -> Loaded:
     """Every policy that can be read, and all problems of all of them."""
     policies: list[tuple[Path, Policy]] = []
     problems: list[Problem] = []
-    for path in paths:
+    for path, files in _grouped(paths):
         try:
-            policy = load_policy(path)
+            policy = load_policy(files)
         except PolicyError as error:
             problems += error.problems
         except OSError as error:
@@ -33,7 +35,42 @@ def load_all(paths: Iterable[Path]) -> Loaded:
         else:
             policies.append((path, policy))
             problems += policy.warnings
-    return Loaded(tuple(policies), tuple(problems))
+    return Loaded(tuple(policies), tuple(dict.fromkeys(problems)))
+
+
+def _grouped(paths: Sequence[Path]) -> Iterator[tuple[Path, Path | list[Path]]]:
+    """What is read as one policy, by the first path of each.
+
+    Exceptions mean nothing without the policy that they are from. They are read together with those files of their
+    folder that are given, too; if none is, with the whole folder, as a server does.
+    """
+    folders = {path.parent for path in paths if _holds_exceptions(path)}
+    done: set[Path] = set()
+    for path in paths:
+        if path.parent not in folders or not _is_file(path):
+            yield path, path
+        elif path.parent not in done:
+            done.add(path.parent)
+            files = list(dict.fromkeys(p for p in paths if p.parent == path.parent and _is_file(p)))
+            alone = all(map(_holds_exceptions, files))
+            yield (path.parent, path.parent) if alone else (path, files)
+
+
+def _holds_exceptions(path: Path) -> bool:
+    if not _is_file(path):  # a pipe can be read once only
+        return False
+    try:
+        data = read_source(path).root.plain()
+    except PolicyError:
+        return False
+    return isinstance(data, dict) and data.get("kind") == ExceptionsDocument.KIND
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, for one
+        return False
 
 
 def unreadable(path: Path, error: OSError) -> Problem:
@@ -41,17 +78,13 @@ def unreadable(path: Path, error: OSError) -> Problem:
     return Problem(str(path), 1, 1, "unreadable", f"cannot be read: {error.strerror or error}", hint)
 
 
-def policy_files(paths: Iterable[Path]) -> tuple[list[Path], list[Problem]]:
-    """The files that paths stand for: themselves, or the *.yaml directly in a folder."""
+def all_files(paths: Iterable[Path]) -> tuple[list[Path], list[Problem]]:
+    """The files that paths stand for: themselves, or those of a folder."""
     files: list[Path] = []
     problems: list[Problem] = []
     for path in paths:
         try:
-            within = (
-                sorted(f for f in path.iterdir() if f.suffix in {".yaml", ".yml"})
-                if path.is_dir()
-                else [path]
-            )
+            within = policy_files(path)
         except OSError as error:
             problems.append(unreadable(path, error))
             continue

@@ -43,4 +43,5 @@ def _result(problem: Problem, rule: int) -> dict[str, Any]:
 def _uri(file: str) -> str:
     """Relative paths stay so: code hosts look for them below the repository's root."""
     path = Path(file)
-    return path.as_uri() if path.is_absolute() else quote(path.as_posix())
+    quoted = quote(path.as_posix(), errors="surrogateescape")  # names of files need not be UTF-8
+    return f"file://{quoted}" if path.is_absolute() else quoted

@@ -119,7 +119,7 @@ def test_the_digest_follows_the_content_and_not_the_layout():
         ("tests:\n  - {name: t, given: {thresholds: {harm: x}}, expect: {action: allow}}\n", 5, 42, "value", "for each rate"),
         ("tests:\n  - {name: t, expect: {action: allow, rules: [nope]}}\n", 5, 47, "unknown-rule", ""),
         ("tests:\n  - {name: t, given: {prompt: {harm: 0.1y3}}, expect: {action: allow}}\n", 5, 38, "value", ""),
-        ("tests:\n  - {name: t, given: {prompt: {harm: 1, b: 1x2}}, expect: {action: allow}}\n", 5, 22, "value", ""),
+        ("tests:\n  - {name: t, given: {prompt: {harm: 1, b: 1x2}}, expect: {action: allow}}\n", 5, 31, "value", ""),
         ("defaults: {budget: 5}\n", 4, 20, "type", ""),
         ("defaults: {budget: 5 min}\n", 4, 20, "value", ""),
         ("defaults: {holdback: 300}\n", 4, 22, "value", ""),

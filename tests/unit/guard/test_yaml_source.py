@@ -90,7 +90,7 @@ def test_aliases_are_expanded():
         ("? [1, 2]\n: 3\n", "yaml", 1, 3),
         ("[" * 50 + "]" * 50, "too-deep", 1, 33),
         ("- 1\n" * 10_001, "too-large", 1, 1),
-        ("a: \x01\n", "yaml", 1, 1),
+        ("a: \x01\n", "yaml", 1, 4),
         ('a: "\\UFFFFFFFF"\n', "yaml", 1, 1),
     ],
 )
