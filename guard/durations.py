@@ -11,3 +11,9 @@ def seconds(duration: str) -> float:
     if not found:
         raise ValueError("write a duration with its unit (us, ms or s), for example 5ms")
     return float(found[1]) * _UNITS[found[2]]
+
+
+def checked(duration: str) -> str:
+    """The same text. Raises ValueError if it is no duration."""
+    seconds(duration)
+    return duration
