@@ -7,8 +7,9 @@ import time
 
 import pytest
 
+from guard.errors import PolicyError
 from monitors.aggregate import AggregatorSpec
-from monitors.artifacts import save_monitor
+from monitors.artifacts import ArtifactError, save_monitor
 from monitors.base import Link, Monitor
 from monitors.linear import Linear
 from monitors.types import HookPoint
@@ -135,6 +136,19 @@ tests:
 """
 
 
+def refuses(live, file):
+    """Whether a reload fails while the file's last byte is another one."""
+    kept = file.read_bytes()
+    file.write_bytes(kept[:-1] + b"[")
+    try:
+        live.reload()
+    except (PolicyError, ArtifactError):
+        return True
+    finally:
+        file.write_bytes(kept)
+    return False
+
+
 def test_monitors_named_by_the_new_policy_are_loaded_and_dropped_ones_released_while_traffic_flows(
     tiny_with_artifacts,
 ):
@@ -164,12 +178,19 @@ def test_monitors_named_by_the_new_policy_are_loaded_and_dropped_ones_released_w
     askers = [threading.Thread(target=ask) for _ in range(3)]
     for asker in askers:
         asker.start()
-    for version in range(1, 6):
-        name = "high" if version % 2 else "low"
-        write(name, 40 if version % 2 else -40)
-        path.write_text(watching(name, version))
-        live.reload()
-        time.sleep(0.3)
+    refused = 0
+    for version in range(1, 13):
+        if version % 3:
+            name = "high" if version % 2 else "low"
+            write(name, 40 if version % 2 else -40)
+            path.write_text(watching(name, version))
+            live.reload()
+        else:  # what is wrong changes nothing: a policy, or an artifact
+            refused += refuses(live, path if version % 2 else folder / "low" / "weights.safetensors")
+        time.sleep(0.1)
+    write("high", 40)
+    path.write_text(watching("high", 13))
+    live.reload()
     other = folder / "low"
     for file in other.iterdir():
         file.unlink()
@@ -180,6 +201,7 @@ def test_monitors_named_by_the_new_policy_are_loaded_and_dropped_ones_released_w
     for asker in askers:
         asker.join()
     assert wrong == []
+    assert refused == 4
     assert seen == {"allow", "annotate"}
     assert [monitor.name for monitor in live.service.engine.monitors] == ["high"]
     live.chat("hello", max_tokens=2)
