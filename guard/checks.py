@@ -179,7 +179,7 @@ class Checker:
             )
         )
         if spec.override:
-            return tuple(refusal.gate for refusal in refused)
+            return tuple(dict.fromkeys(refusal.gate for refusal in refused))
         where = (*path, "then", spec.action.kind)
         for refusal in refused:
             self._add(source.problem(where, refusal.code, refusal.message, refusal.hint, at_key=True))

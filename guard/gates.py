@@ -49,6 +49,12 @@ def refusals(
             )
             hint = f"calibrate the monitor on benign requests, use `mode: shadow`, {_OVERRIDE}"
             yield Refusal(Gate.CALIBRATION, "uncalibrated", message, hint)
+    if action.severity > Severity.ANNOTATE and monitors is not None:
+        for name in dict.fromkeys(call.series.monitor for call in calls(condition)):
+            if why := monitors[name].barred:
+                message = f"this rule would {action.kind} on monitor '{name}', which must not act: {why}"
+                hint = f"let it log or annotate, use another monitor or `mode: shadow`, {_OVERRIDE}"
+                yield Refusal(Gate.VALIDITY, "barred-monitor", message, hint)
     if isinstance(action, Steer) and vectors is not None and action.vector in vectors:
         vector = vectors[action.vector]
         if not vector.steerable:

@@ -35,6 +35,7 @@ class Gate(StrEnum):
     MATURITY = "maturity"  # to block or escalate: a stable policy
     CALIBRATION = "calibration"  # to block or replace: monitors with a certified false-positive budget
     CAUSALITY = "causality"  # to steer: a causal test of the vector that allows it
+    VALIDITY = "validity"  # to do more than log or annotate: monitors that their own evidence does not bar
 
 
 class Mode(StrEnum):
@@ -274,6 +275,9 @@ class MonitorInfo:
     num_benign: int = 0  # requests that the budgets were calibrated on
     confidence: float = 0.95  # that a certified budget is kept
     version: str = "0"  # of its artifact
+    barred: str = (
+        ""  # why it must not act on traffic, as in "its SAE was not accepted"; empty: nothing is against it
+    )
 
 
 @dataclass(frozen=True, slots=True)

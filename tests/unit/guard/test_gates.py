@@ -98,6 +98,41 @@ def test_every_gate_that_an_override_is_for_is_known():
     assert policy.rules[0].overridden == (Gate.MATURITY, Gate.CALIBRATION)
 
 
+INVALID = "its causal card found that it does not read the concept (verdict 'invalid')"
+BARRED = {
+    **MONITORS,
+    "invalid": MonitorInfo("invalid", 0.0, 1.0, (BUDGET,), 500, barred=INVALID),
+    "unlike": MonitorInfo("unlike", 0.0, 1.0, (BUDGET,), 500, barred="its SAE failed"),
+}
+
+
+@pytest.mark.parametrize("then", [BLOCK, REPLACE, steer("causal"), "escalate: {to: judge}"])
+@pytest.mark.parametrize(
+    "when",
+    ["max(prompt.invalid) > 0.6", "max(prompt.good) > 0.6 and not max(prompt.invalid) > 0.6", "exceeds(prompt.invalid, fpr=0.01)"],
+)  # fmt: skip
+def test_a_barred_monitor_may_only_log_or_annotate(when, then):
+    problem = refused(when, then, monitors=BARRED)
+    assert problem.code == "barred-monitor"
+    assert problem.message.endswith(f"monitor 'invalid', which must not act: {INVALID}")
+    assert "override: {reason: ...}" in problem.hint
+    load(when, then, "    mode: shadow\n", monitors=BARRED)
+    for harmless in ("log: {}", "annotate: {}"):
+        load(when, harmless, monitors=BARRED)
+    policy = load(when, then, "    override: {reason: incident 4711}\n", monitors=BARRED)
+    assert policy.rules[0].overridden == (Gate.VALIDITY,)
+
+
+def test_each_barred_monitor_is_told_and_an_override_counts_the_gate_once():
+    when = "max(prompt.invalid) > 0.6 or max(prompt.unlike) > 0.6"
+    with pytest.raises(PolicyError) as caught:
+        load(when, BLOCK, monitors=BARRED)
+    told = [p.message for p in caught.value.problems if p.code == "barred-monitor"]
+    assert [message.rsplit(": ", 1)[1] for message in told] == [INVALID, "its SAE failed"]
+    policy = load(when, BLOCK, "    override: {reason: incident 4711}\n", monitors=BARRED)
+    assert policy.rules[0].overridden == (Gate.VALIDITY,)
+
+
 def test_a_budget_without_threshold_cannot_be_overridden():
     with pytest.raises(PolicyError, match="uncalibrated"):
         load("exceeds(prompt.bare, fpr=0.01)", BLOCK, "    override: {reason: incident 4711}\n")
