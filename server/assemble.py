@@ -26,6 +26,7 @@ from server.engines import engine_class
 from server.engines.base import Engine
 from server.engines.transformers.engine import EngineSettings
 from server.engines.transformers.model import LoadedModel, load_model
+from server.last_good import LastGood
 from server.metrics import Metrics
 from server.policy_store import PolicyStore, Sources
 from server.second_opinion.config import Target, read_targets
@@ -59,6 +60,7 @@ def assemble(config: ServerConfig) -> Service:
         max_response_tokens=max_context,
         targets=[target.name for target in targets],
         check=content.check,
+        last_good=LastGood(config.last_good) if config.last_good else None,
     )
     settings = EngineSettings(
         max_batch=config.max_batch,
@@ -71,6 +73,7 @@ def assemble(config: ServerConfig) -> Service:
     metrics = create_metrics(engine.info.model_id, policies.current)
     metrics.model_info.labels(engine.info.model_id, engine.info.dtype, engine.info.fingerprint[:12]).set(1)
     metrics.watch_load(engine.load)
+    metrics.policy_reload_ok.set(not policies.last_error)
     monitors = policies.in_force.monitors
     drift = DriftWatch()
     drift.install(monitors.monitors)

@@ -53,6 +53,12 @@ def serve(
         Path | None,
         typer.Option(help="Folder of monitor artifacts (sub-folders with monitor.json or vector.json)."),
     ] = None,
+    last_good: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of its own, in which the last policy that was right is kept: with it, a server starts even if the policy is wrong by then. Default: it does not start."
+        ),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address of the OpenAI API. Default 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the OpenAI API. Default 8000.")] = None,
     admin_port: Annotated[
@@ -115,6 +121,7 @@ def serve(
             "served_model_name": served_model_name,
             "policy": policy,
             "monitors": monitors,
+            "last_good": last_good,
             "host": host,
             "port": port,
             "admin_port": admin_port,

@@ -154,6 +154,9 @@ class Metrics:
         self.policy_reload_time = gauge(
             "policy_last_reload_success_timestamp_seconds", "When the policy was last reloaded, in Unix time."
         )
+        self.exception_expiry = gauge(
+            "policy_exception_expiry_timestamp_seconds", "When an exception expires, in Unix time.", "exception"
+        )
         self.policy_reload_ok = gauge(
             "policy_last_reload_successful", "1 if the policy on disk is the one in force."
         )
@@ -210,6 +213,9 @@ class Metrics:
         for rule in policy.rules:
             for mode in (Mode.ENFORCE, Mode.SHADOW):
                 self.rule_matches.labels(rule.id, rule.action.kind, mode)
+        self.exception_expiry.clear()
+        for waiver in policy.waivers:
+            self.exception_expiry.labels(waiver.id).set(waiver.expires.timestamp())
         self.rule_overrides.clear()
         for rule in policy.rules:
             for gate in rule.overridden:

@@ -7,12 +7,14 @@ notifications: a ConfigMap mount changes by swapping a symlink, which fools both
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
 import structlog
 from anyio import to_thread
 
+from guard.errors import PolicyError
 from guard.files import policy_files
 from guard.policy import Policy, load_policy
 from guard.policy_test import run_tests
@@ -20,6 +22,7 @@ from guard.types import Budget, Mode, MonitorInfo, Scope, VectorInfo
 from monitors.artifacts import MonitorSet
 from monitors.base import Link, Monitor
 from monitors.steering import SteeringVector
+from server.last_good import LastGood
 from server.scoring import Scoring
 
 _log = structlog.get_logger()
@@ -70,22 +73,60 @@ class PolicyStore:
         max_response_tokens: int | None = None,
         targets: Collection[str] | None = None,
         check: Callable[[Policy], None] = lambda _: None,
+        last_good: LastGood | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`vectors` replaces what the artifacts say of vectors; `targets` can be asked for second opinions; `check` raises ValueError for a policy that this server can't keep.
 
-        Raises PolicyError, ArtifactError, OSError or ValueError (its tests fail): a server does not start on a policy that is wrong.
+        Raises PolicyError, ArtifactError, OSError or ValueError (its tests fail): a server does not start on a policy that is
+        wrong, unless `last_good` has one that was right.
         """
         self._sources = sources
         self._vectors = vectors
         self._max_response_tokens = max_response_tokens
         self._targets = targets
         self._check = check
+        self._last_good = last_good
+        self._now = now
         self._lock = asyncio.Lock()
-        self.in_force = self._read()
+        self.last_error = ""
+        """Why what is on disk is not in force; empty if it is."""
+        self.in_force = self._first()
+        self.loaded = now()
+        """When the policy in force was loaded."""
+        for file in frozen_mounts(policy_files(sources.policy)):
+            _log.warning(
+                "a policy file is a mount of its own and will never change; mount its folder", file=str(file)
+            )
 
     @property
     def current(self) -> Policy:
         return self.in_force.policy
+
+    def _first(self) -> InForce:
+        try:
+            first = self._read(self._sources.policy)
+        except (PolicyError, OSError, ValueError) as error:
+            kept = self._last_good and self._last_good.kept(self._sources.policy.name)
+            if not kept:
+                raise
+            self.last_error = str(error)
+            _log.error(
+                "the policy is wrong; the last good one is served instead", reason=str(error), kept=str(kept)
+            )
+            return self._read(kept)
+        self._keep(first)
+        return first
+
+    def _keep(self, good: InForce) -> None:
+        """Keep the files of a policy that is right, unless they have changed since they were read."""
+        if self._last_good is None:
+            return
+        try:
+            if self._sources.digests() == good.sources:
+                self._last_good.keep(self._sources.policy, policy_files(self._sources.policy))
+        except OSError as error:
+            _log.warning("the policy could not be kept as the last good one", reason=str(error))
 
     async def reload(
         self, install: Callable[[MonitorSet], Awaitable[None]], *, allow_shrink: bool = False
@@ -97,17 +138,26 @@ class PolicyStore:
         the last good one stays.
         """
         async with self._lock:
-            fresh = await to_thread.run_sync(self._read)
-            if not allow_shrink:
-                self._refuse_shrink(fresh.policy)
-            if fresh.sources.monitors == self.in_force.sources.monitors:
-                kept = self.in_force
-                fresh = replace(fresh, monitors=kept.monitors, scoring=kept.scoring)
-            else:
-                await install(fresh.monitors)
-            self.in_force = fresh
+            try:
+                self.in_force = fresh = await self._fresh(install, allow_shrink=allow_shrink)
+            except Exception as error:
+                self.last_error = str(error)
+                raise
+            self.last_error, self.loaded = "", self._now()
+            await to_thread.run_sync(self._keep, fresh)
         _log.info("policy reloaded", policy=str(fresh.policy), monitors=len(fresh.monitors.monitors))
         return fresh.policy
+
+    async def _fresh(
+        self, install: Callable[[MonitorSet], Awaitable[None]], *, allow_shrink: bool
+    ) -> InForce:
+        fresh = await to_thread.run_sync(self._read, self._sources.policy)
+        if not allow_shrink:
+            self._refuse_shrink(fresh.policy)
+        if fresh.sources.monitors == self.in_force.sources.monitors:
+            return replace(fresh, monitors=self.in_force.monitors, scoring=self.in_force.scoring)
+        await install(fresh.monitors)
+        return fresh
 
     async def watch(self, reload: Callable[[], Awaitable[object]], poll_s: float) -> None:
         """Call `reload` whenever the files have changed and then stood still for one poll. `reload` must not raise."""
@@ -126,11 +176,12 @@ class PolicyStore:
         except OSError:
             return Digests("unreadable", "unreadable")
 
-    def _read(self) -> InForce:
+    def _read(self, path: Path) -> InForce:
+        """The policy at a path, with the monitors that are on disk."""
         sources = self._sources.digests()
         monitors = self._sources.read_monitors()
         policy = load_policy(
-            self._sources.policy,
+            path,
             monitors=describe_monitors(monitors.monitors),
             vectors=describe_vectors(monitors.vectors.values()) if self._vectors is None else self._vectors,
             max_response_tokens=self._max_response_tokens,
@@ -139,7 +190,7 @@ class PolicyStore:
         failed = [result.name for result in run_tests(policy).results if not result.ok]
         if failed:
             told = f"tests of {policy} fail: {', '.join(failed)}"
-            raise ValueError(f"{told}; see: interlock policy test {self._sources.policy}")
+            raise ValueError(f"{told}; see: interlock policy test {path}")
         self._check(policy)
         return InForce(policy, monitors, Scoring(monitors.monitors), sources)
 
@@ -153,6 +204,18 @@ class PolicyStore:
                 f"{len(lost)} of {len(before)} enforced rules would vanish ({', '.join(sorted(lost)[:5])}); "
                 "if that is meant: POST /-/reload?allow_shrink=true on the admin port"
             )
+
+
+def frozen_mounts(files: Iterable[Path], mounts: Path = Path("/proc/self/mountinfo")) -> list[Path]:
+    """Files that are mounts by themselves, as with Kubernetes' subPath: those never follow their ConfigMap.
+
+    The fifth field of mountinfo is where something is mounted (proc(5)); elsewhere than on Linux nothing is known.
+    """
+    try:
+        points = {line.split()[4] for line in mounts.read_text().splitlines()}
+    except OSError:
+        return []
+    return [file for file in files if str(file.absolute()) in points]
 
 
 def _digest(files: Iterable[Path]) -> str:

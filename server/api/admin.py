@@ -1,8 +1,11 @@
 """The operator's actions, on the admin port only."""
 
+from datetime import datetime
+
 from fastapi import APIRouter, Request
 
 from guard.errors import PolicyError
+from guard.rules import Rule, Waiver
 from monitors.artifacts import ArtifactError
 from server.api.errors import Body, bad_request
 from server.service import Service
@@ -12,14 +15,51 @@ router = APIRouter()
 
 @router.get("/-/policy")
 async def show(request: Request) -> Body:
-    """The policy in force."""
+    """The policy in force, as its files and defaults make it; since when; and why what is on disk is not in force."""
     service: Service = request.app.state.service
-    policy = service.policies.current
+    store = service.policies
+    policy, now = store.current, service.now()
     return {
         "policy": str(policy),
         "digest": policy.digest,
         "files": list(policy.files),
-        "rules": [{"id": rule.id, "mode": rule.mode, "action": rule.action.kind} for rule in policy.rules],
+        "loaded": store.loaded.isoformat(),
+        "last_error": store.last_error,
+        "monitors": {
+            "digest": store.in_force.sources.monitors,
+            "versions": {monitor.name: monitor.version for monitor in store.in_force.monitors.monitors},
+        },
+        "rules": [_rule(rule) for rule in policy.rules],
+        "exceptions": [_waiver(waiver, now) for waiver in policy.waivers],
+    }
+
+
+def _rule(rule: Rule) -> Body:
+    settings = rule.action.model_dump(mode="json", exclude_none=True)
+    return {
+        "id": rule.id,
+        "severity": rule.severity,
+        "mode": rule.mode,
+        "action": rule.action.kind,
+        "when": rule.when,
+        "then": {rule.action.kind: settings},
+        "on_error": rule.on_error,
+        "match": rule.match.model_dump(mode="json", exclude_defaults=True),
+        "rollout": rule.rollout and rule.rollout.model_dump(mode="json"),
+        "override": rule.override,
+        "file": rule.file,
+    }
+
+
+def _waiver(waiver: Waiver, now: datetime) -> Body:
+    return {
+        "id": waiver.id,
+        "rules": list(waiver.rules),
+        "mode": waiver.mode,
+        "active": (waiver.starts is None or waiver.starts <= now) and now < waiver.expires,
+        "expires": waiver.expires.isoformat(),
+        "reason": waiver.reason,
+        "approved_by": list(waiver.approved_by),
     }
 
 

@@ -4,6 +4,7 @@ Rules are chosen by the request's metadata, so that one server and one script pl
 kinds of targets have a module of their own, `test_second_opinion`.
 """
 
+import httpx
 import openai
 import pytest
 
@@ -13,6 +14,7 @@ from guard.functions import FUNCTIONS
 from guard.scope import bucket
 from guard.types import VectorInfo
 from monitors.artifacts import MonitorSet
+from server.app import create_admin_app
 from server.engines.scripted import Script, ScriptedEngine
 from server.policy_store import PolicyStore, Sources
 from tests.e2e.conftest import make_service, running, scores
@@ -101,6 +103,7 @@ def live(tmp_path_factory):
     vectors = {"calm": VectorInfo("calm", steerable=True, verdict="causal")}
     store = PolicyStore(Sources(folder, None, lambda: installed), vectors=vectors)
     object.__setattr__(service, "policies", store)
+    service.metrics.show_policy(store.current)
     with running(service, root / "decisions.jsonl") as started:
         yield started
 
@@ -184,3 +187,18 @@ def test_an_exception_weakens_a_rule_for_its_subjects_until_it_expires(live):
     assert ask(live, "excused", team="blue")[0] == 5
     said, _, _, record = ask(live, "excused-long-ago")
     assert (said, record["exceptions"]) == (5, [])
+
+
+@pytest.mark.anyio
+async def test_operators_see_the_policy_in_force_and_which_exceptions_are(live):
+    admin = httpx.ASGITransport(create_admin_app(live.service))
+    async with httpx.AsyncClient(transport=admin, base_url="http://admin") as http:
+        told = (await http.get("/-/policy")).json()
+        metrics = (await http.get("/metrics")).text
+    assert told["policy"] == str(live.service.policies.current)
+    assert (told["last_error"], len(told["files"]), len(told["loaded"])) == ("", 2, 32)
+    steer = next(rule for rule in told["rules"] if rule["id"] == "then-steer")
+    assert steer["then"] == {"steer": {"vector": "calm", "strength": 1.5, "for_tokens": 2}}
+    assert (steer["when"], steer["mode"], steer["on_error"]) == (LAST, "enforce", "closed")
+    assert {waiver["id"]: waiver["active"] for waiver in told["exceptions"]} == {"E-1": True, "E-2": False}
+    assert 'interlock_policy_exception_expiry_timestamp_seconds{exception="E-2"} 9.783' in metrics

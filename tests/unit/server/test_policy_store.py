@@ -2,14 +2,16 @@
 
 import asyncio
 import contextlib
+from pathlib import Path
 
 import pytest
 
-from guard.errors import GuardError
+from guard.errors import GuardError, PolicyError
 from monitors.artifacts import MonitorSet
 from server.auditing.content import ContentRules
 from server.auditing.errors import AuditError
-from server.policy_store import PolicyStore, Sources
+from server.last_good import LastGood
+from server.policy_store import PolicyStore, Sources, frozen_mounts
 
 POLICY = "apiVersion: interlock/v1\nkind: Policy\nmetadata: {name: p, version: '1'}\ndefaults: {log: {content: none}}\n"
 
@@ -26,8 +28,8 @@ async def unused(_monitors):
     pytest.fail("the monitors did not change")
 
 
-def store_of(path, **options):
-    return PolicyStore(Sources(path, None, MonitorSet), **options)
+def store_of(path, *monitors, **options):
+    return PolicyStore(Sources(path, None, lambda: known(*monitors)), **options)
 
 
 async def test_a_policy_that_logs_hashes_is_not_reloaded_without_a_key(tmp_path):
@@ -131,3 +133,53 @@ async def test_the_engine_exchanges_monitors_only_when_the_artifacts_changed(tmp
     await store.reload(install)
     assert installed == [store.in_force.monitors]
     assert store.in_force.scoring is not kept
+
+
+# --- the last good policy, and mounts that never change
+
+
+@pytest.mark.parametrize("whole_folder", [False, True])
+async def test_a_server_starts_on_the_last_good_policy_if_this_one_is_wrong(tmp_path, whole_folder):
+    kept = LastGood(tmp_path / "kept")
+    path = tmp_path / "policy"
+    file = path / "a.yaml" if whole_folder else path
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("rules: [")
+    with pytest.raises(PolicyError):  # nothing is kept yet
+        store_of(path, "a", "b", last_good=kept)
+    file.write_text(rules(1, "a"))
+    first = store_of(path, "a", "b", last_good=kept)
+    assert first.last_error == ""
+    file.write_text(rules(2, "a", "b"))
+    await first.reload(unused)
+    file.write_text("rules: [")
+    with pytest.raises(PolicyError):
+        await first.reload(unused)
+    assert "expected the node content" in first.last_error
+    again = store_of(path, "a", "b", last_good=kept)
+    assert (str(again.current), again.last_error) == (str(first.current), first.last_error)
+    assert (
+        again.in_force.sources == again._sources.digests()
+    )  # what is wrong was seen: it is not tried every two seconds
+    file.write_text(rules(3, "a"))
+    await again.reload(unused)
+    assert (again.current.version, again.last_error) == ("3", "")
+    assert len([f for f in (tmp_path / "kept").iterdir() if not f.is_symlink()]) == 1
+
+
+async def test_a_policy_that_can_t_be_kept_is_served_all_the_same(tmp_path):
+    path = tmp_path / "policy.yaml"
+    path.write_text(rules(1, "a"))
+    (tmp_path / "kept").write_text("a file, where a folder should be")
+    assert store_of(path, "a", "b", last_good=LastGood(tmp_path / "kept")).current.version == "1"
+
+
+def test_a_file_that_is_a_mount_of_its_own_is_told(tmp_path):
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "36 35 98:0 / / rw,noatime master:1 - ext3 /dev/root rw\n"
+        "37 36 98:0 /volumes/x/p.yaml /etc/policy/p.yaml ro,relatime - ext4 /dev/sda rw\n"
+    )
+    files = [Path("/etc/policy/p.yaml"), Path("/etc/policy/q.yaml")]
+    assert frozen_mounts(files, mounts) == files[:1]
+    assert frozen_mounts(files, tmp_path / "none") == []
