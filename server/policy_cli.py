@@ -12,6 +12,7 @@ from server.tools.check import check as check_policies
 from server.tools.diff import diff_policies
 from server.tools.explain import explain_policy, read_scores
 from server.tools.fmt import format_files
+from server.tools.loading import Where
 from server.tools.replay import replay_logs
 from server.tools.report import Format, Report, print_report
 from server.tools.run_tests import test_policies
@@ -34,6 +35,15 @@ Leaves with 0 (fine), 1 (errors), 2 (wrong usage) or 3 (warnings, with `check --
 )
 
 _Paths = Annotated[list[Path], typer.Argument(help="Policy files, or folders of *.yaml.", show_default=False)]
+_Monitors = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the artifacts that the server will have. Then names, versions, ranges, budgets and evidence are checked, too."
+    ),
+]
+_MaxResponse = Annotated[
+    int | None, typer.Option(min=1, help="Tokens of the longest response that the server gives.")
+]
 _Format = Annotated[
     Format,
     typer.Option(
@@ -47,13 +57,17 @@ def check(
     paths: _Paths,
     *,
     strict: Annotated[bool, typer.Option("--strict", help="Leave with 3 if there are warnings.")] = False,
+    monitors: _Monitors = None,
+    max_response_tokens: _MaxResponse = None,
     form: _Format = Format.TEXT,
 ) -> None:
     """Read policies and report every problem as file:line:col, with what to do about it.
 
     `interlock policy check --strict --format github deploy/policies/*/`
+
+    `interlock policy check --monitors deploy/demo/monitors deploy/policies/demo` checks as the server will.
     """
-    _finish(check_policies(paths, strict=strict), form)
+    _finish(check_policies(paths, Where(monitors, max_response_tokens), strict=strict), form)
 
 
 @policy_app.command("test")
@@ -64,13 +78,14 @@ def run_policy_tests(
         bool, typer.Option("--coverage", help="Tell which rules, actions and phases no test reaches.")
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the tests that pass, too.")] = False,
+    monitors: _Monitors = None,
     form: _Format = Format.TEXT,
 ) -> None:
     """Run the tests that policies carry. Leaves with 1 if one fails.
 
     `interlock policy test --coverage policy.yaml`
     """
-    _finish(test_policies(paths, verbose=verbose, with_coverage=coverage), form)
+    _finish(test_policies(paths, Where(monitors), verbose=verbose, with_coverage=coverage), form)
 
 
 @policy_app.command()

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from server.tools.loading import load_all
+from server.tools.loading import Where, load_all
 from server.tools.report import ExitCode, Report
 
 
-def check(paths: Sequence[Path], *, strict: bool) -> Report:
-    loaded = load_all(paths)
+def check(paths: Sequence[Path], where: Where, *, strict: bool) -> Report:
+    loaded = load_all(paths, where)
     code = ExitCode.OK if loaded.ok else ExitCode.ERRORS
     if strict and loaded.ok and loaded.problems:
         code = ExitCode.WARNINGS

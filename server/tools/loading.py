@@ -21,13 +21,33 @@ class Loaded:
         return all(problem.severity == "warning" for problem in self.problems)
 
 
-def load_all(paths: Sequence[Path]) -> Loaded:
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What is known of the server that policies are for."""
+
+    monitors: Path | None = None  # its folder of artifacts
+    max_response_tokens: int | None = None
+
+
+def load_all(paths: Sequence[Path], where: Where = Where()) -> Loaded:
     """Every policy that can be read, and all problems of all of them."""
     policies: list[tuple[Path, Policy]] = []
     problems: list[Problem] = []
+    monitors, vectors = None, None
+    if where.monitors is not None:
+        from monitors.artifacts import ArtifactError  # noqa: PLC0415  (slow: only where it is asked for)
+        from server.tools.installed import read_installed  # noqa: PLC0415
+
+        try:
+            installed = read_installed(where.monitors)
+        except (ArtifactError, OSError) as error:
+            return Loaded((), (Problem(str(where.monitors), 1, 1, "artifacts", str(error)),))
+        monitors, vectors = installed.monitors, installed.vectors
     for path, files in _grouped(paths):
         try:
-            policy = load_policy(files)
+            policy = load_policy(
+                files, monitors=monitors, vectors=vectors, max_response_tokens=where.max_response_tokens
+            )
         except PolicyError as error:
             problems += error.problems
         except OSError as error:

@@ -10,12 +10,12 @@ from guard.errors import Problem
 from guard.policy import Policy
 from guard.policy_test import Report as TestReport
 from guard.policy_test import Status, run_tests
-from server.tools.loading import load_all, test_problem
+from server.tools.loading import Where, load_all, test_problem
 from server.tools.report import ExitCode, Report
 
 
-def test_policies(paths: Sequence[Path], *, verbose: bool, with_coverage: bool) -> Report:
-    loaded = load_all(paths)
+def test_policies(paths: Sequence[Path], where: Where, *, verbose: bool, with_coverage: bool) -> Report:
+    loaded = load_all(paths, where)
     problems = [problem for problem in loaded.problems if problem.severity == "error"]
     lines: list[str] = []
     told: list[dict[str, Any]] = []

@@ -1,11 +1,18 @@
 """What people get wrong in policies: each mistake is told at its place, with what is allowed, by every tool, and never as a traceback."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from monitors.artifacts import load_folder, save_monitor
+from monitors.base import Calibration, Link, Monitor, Threshold
+from monitors.linear import Linear
+from monitors.types import HookPoint
 from server.policy_cli import policy_app
+from server.policy_store import PolicyStore, Sources
 
 HEAD = 'apiVersion: interlock/v1\nkind: Policy\nmetadata: {name: p, version: "1"}\n'
 TOO_DEEP = "rules: " + "[" * 5000 + "]" * 5000
@@ -263,3 +270,77 @@ def test_a_name_that_is_no_plain_text_is_told_all_the_same(file, name, form):
 def test_bytes_that_are_no_utf_8_text_are_told(file, data, place, code):
     file.write_bytes(data)
     assert f"p.yaml:{place}: error[{code}]" in interlock("check", "p.yaml").stderr
+
+
+# --- what only the monitors can show
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    """A probe that 500 benign prompts certify at 1 %, and no further."""
+    folder = tmp_path_factory.mktemp("monitors")
+    rates = [Threshold("prompt", fpr, value, certified=True) for fpr, value in ((0.01, 0.7), (0.001, 0.9))]
+    harm = Monitor(
+        "harm",
+        Linear((HookPoint(0),), torch.ones(1, 4), torch.zeros(1)),
+        link=Link.SIGMOID,
+        version="3",
+        calibration=Calibration(num_requests=500, confidence=0.95, thresholds=tuple(rates)),
+    )
+    save_monitor(harm, folder / "harm", fingerprint="model")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "problem", "told"),
+    [
+        (rule("max(prompt.ham) > 0.9"), "6:22: error[unknown-monitor]", "did you mean 'harm'?"),
+        (rule("max(prompt.harm) > 1"), "6:30: error[unreachable]", "lies between 0 and 1"),
+        (rule("exceeds(prompt.harm, fpr=0.001)"), "6:36: error[uncertified]", "needs at least 2,995"),
+        (rule("exceeds(prompt.harm, fpr=0.02)"), "6:36: error[unknown-budget]", "known: 0.001 (not certified), 0.01"),
+        (rule("exceeds(response.harm, fpr=0.01)"), "6:11: error[uncalibrated]", "Its budgets: prompt"),
+        (rule("max(response.harm) > 0.9"), "7:12: error[uncalibrated]", "override: {reason: ...}"),
+        (rule("mean(response.harm, window=65) > 0.9", "{log: {}}"), "6:11: error[unreachable]", "at most 64"),
+        (rule(then="{steer: {vector: calm, strength: 1}}"), "7:28: error[unknown-vector]", "no steering vectors"),
+        (rule(more="pins: [harm@2]"), "8:12: error[other-version]", "harm@3 is installed"),
+    ],
+)  # fmt: skip
+def test_with_a_folder_of_monitors_a_policy_is_checked_as_the_server_does(
+    file, artifacts, text, problem, told
+):
+    file.write_text(text)
+    said = interlock("check", "--monitors", artifacts, "--max-response-tokens", 64, "p.yaml")
+    assert (said.exit_code, f"p.yaml:{problem}" in said.stderr) == (1, True), said.stderr
+    assert told in said.stderr
+
+
+def test_tests_run_with_the_thresholds_of_the_monitors(file, artifacts):
+    file.write_text(
+        rule("exceeds(prompt.harm, fpr=0.01)")
+        + "tests:\n  - {name: t, given: {prompt: {harm: 0.71}}, expect: {action: block}}\n"
+    )
+    assert interlock("test", "p.yaml").exit_code == 1  # a budget without a calibration has no threshold
+    assert interlock("test", "--monitors", artifacts, "p.yaml").exit_code == 0
+
+
+def test_the_digest_with_monitors_is_the_servers(file, artifacts):
+    file.write_text(rule("exceeds(prompt.harm, fpr=0.01)"))
+    told = json.loads(interlock("check", "--monitors", artifacts, "p.yaml", "--format", "json").stdout)
+    without = json.loads(interlock("check", "p.yaml", "--format", "json").stdout)
+    served = PolicyStore(Sources(file, artifacts, lambda: _read(artifacts))).current.digest
+    assert told["policies"][0]["digest"] == served != without["policies"][0]["digest"]
+
+
+def _read(artifacts):
+    return load_folder(artifacts, fingerprint="model", d_model=4, num_layers=1)
+
+
+@pytest.mark.parametrize("what", ["missing", "spoiled"])
+def test_monitors_that_can_t_be_read_are_one_problem(file, artifacts, tmp_path, what):
+    file.write_text(rule())
+    folder = tmp_path / "copy"
+    if what == "spoiled":
+        shutil.copytree(artifacts, folder)
+        (folder / "harm" / "weights.safetensors").write_bytes(b"x")
+    said = interlock("check", "--monitors", folder, "p.yaml")
+    assert (said.exit_code, said.stderr.count("error[artifacts]")) == (1, 1)
