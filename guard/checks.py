@@ -6,16 +6,17 @@ from typing import Literal
 from guard.actions.escalate import Escalate
 from guard.actions.steer import Steer
 from guard.budgets import with_budgets
+from guard.case_checks import case_problems
 from guard.errors import ExpressionError, Flaw, Problem, did_you_mean
-from guard.expressions import Condition, budgets, calls
+from guard.expressions import Condition, calls
 from guard.gates import refusals
 from guard.lint import Known, doubtful, out_of_calibration, rule_warnings, unreachable
 from guard.overlap import overlaps
 from guard.parser import MAX_CHARACTERS, parse
 from guard.rules import Rule, Waiver
-from guard.schema import CaseSpec, Document, ExceptionsDocument, PolicyDocument, RuleSpec
+from guard.schema import Document, ExceptionsDocument, PolicyDocument, RuleSpec
 from guard.scope import Match, any_glob
-from guard.types import Gate, Mode, MonitorInfo, OnError, Phase, VectorInfo
+from guard.types import Gate, Mode, MonitorInfo, OnError, VectorInfo
 from guard.yaml_source import Path_, Source
 
 
@@ -250,11 +251,8 @@ class Checker:
                 case ExceptionsDocument():
                     self._check_waived(source, document)
             for i, test in enumerate(document.tests):
-                self._check_test(source, test, ("tests", i), rules)
-                if test.name in {other.name for other in document.tests[:i]}:
-                    message, hint = f"two tests are called '{test.name}'", "failures are told by name"
-                    where = ("tests", i, "name")
-                    self._add(source.problem(where, "duplicate-test", message, hint, severity="warning"))
+                before = {other.name for other in document.tests[:i]}
+                self._problems += case_problems(source, test, ("tests", i), self.rules, before)
         self._check_overlaps()
 
     def _check_overlaps(self) -> None:
@@ -290,56 +288,3 @@ class Checker:
                 if spec.mode == "off" and critical:
                     message = f"rule '{critical[0]}' is critical and cannot be switched off by an exception"
                     self._add(source.problem(path, "critical-off", message, "use `mode: shadow`"))
-
-    def _check_test(self, source: Source, test: CaseSpec, path: Path_, rules: dict[str, Rule]) -> None:
-        for key, names in (("rules", test.expect.rules), ("shadow", test.expect.shadow)):
-            for j, name in enumerate(names or ()):
-                if name not in rules:
-                    where = (*path, "expect", key, j)
-                    hint = did_you_mean(name, rules)
-                    self._add(source.problem(where, "unknown-rule", f"no rule is called '{name}'", hint))
-        self._check_thresholds(source, test, path)
-        asked = {rule.action.to for rule in self.rules if isinstance(rule.action, Escalate)}
-        for target in test.given.second_opinion:
-            if target not in asked:
-                where = (*path, "given", "second_opinion", target)
-                hint = did_you_mean(target, asked)
-                message = f"no rule escalates to '{target}'"
-                self._add(
-                    source.problem(where, "unused-opinion", message, hint, at_key=True, severity="warning")
-                )
-        read = frozenset().union(*(rule.reads for rule in self.rules))
-        for phase, series in ((Phase.PROMPT, test.given.prompt), (Phase.RESPONSE, test.given.response)):
-            known = {name for of, name in read if of is phase}
-            for name in series:
-                if name not in known:
-                    message = f"no rule reads {phase}.{name}"
-                    where = (*path, "given", phase.value, name)
-                    hint = did_you_mean(name, known)
-                    self._add(
-                        source.problem(where, "unused-series", message, hint, at_key=True, severity="warning")
-                    )
-
-    def _check_thresholds(self, source: Source, test: CaseSpec, path: Path_) -> None:
-        """Thresholds for which there is no budget, and budgets whose threshold the test would need and does not give."""
-        given = test.given
-        asked = list(dict.fromkeys(budget for rule in self._rules for budget in budgets(rule.condition)))
-        for monitor in given.thresholds:
-            if monitor not in {budget.series.monitor for budget in asked}:
-                message = f"no rule asks for a budget of monitor '{monitor}'"
-                hint = did_you_mean(monitor, {budget.series.monitor for budget in asked})
-                where = (*path, "given", "thresholds", monitor)
-                self._add(
-                    source.problem(where, "unused-threshold", message, hint, at_key=True, severity="warning")
-                )
-        for budget in asked:
-            told = {**given.prompt, **given.response}
-            series = budget.series
-            if series.monitor not in told or budget.threshold is not None:
-                continue
-            if given.threshold(series.monitor, budget.fpr) is None:
-                message = (
-                    f"{budget} is unknown in this test: no calibration is loaded, and no threshold given"
-                )
-                hint = f"write for example given: {{thresholds: {{{series.monitor}: 0.9}}}}"
-                self._add(source.problem((*path, "given"), "no-threshold", message, hint, severity="warning"))

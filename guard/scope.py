@@ -58,7 +58,11 @@ class Match(Strict):
     @property
     def doubtful(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """Globs that probably fit nothing: where they stand in the match, and why."""
-        lists = {("models",): self.models, ("tenants",): self.tenants, ("not_tenants",): self.not_tenants}
+        lists: dict[tuple[str, ...], Globs] = {
+            ("models",): self.models,
+            ("tenants",): self.tenants,
+            ("not_tenants",): self.not_tenants,
+        }
         lists |= {("metadata", key): globs for key, globs in self.metadata.items()}
         for where, globs in lists.items():
             for i, glob in enumerate(globs):
