@@ -6,8 +6,14 @@ from pathlib import Path
 
 from guard.types import MonitorInfo, VectorInfo
 from monitors.artifacts import ArtifactError, load_folder
-from monitors.artifacts.files import ArtifactFile, MonitorFile, VectorFile, read_json
-from monitors.artifacts.load import MONITOR_FILE, VECTOR_FILE
+from monitors.artifacts.files import (
+    MONITOR_FILE,
+    VECTOR_FILE,
+    ArtifactFile,
+    MonitorFile,
+    VectorFile,
+    read_json,
+)
 from server.policy_store import describe_monitors, describe_vectors
 
 _ANY_LAYER = 1 << 20  # whether a layer exists is for the server to say, which has the model
