@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from monitors.aggregate import AggregatorSpec
-from monitors.types import HookPoint
+from monitors.types import CausalVerdict, HookPoint
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _LAYER_NORM_EPS = 1e-5  # SAELens' and OpenAI's
@@ -203,7 +203,10 @@ class Evidence:
 
     auroc: float | None = None
     baseline_auroc: float | None = None  # of TF-IDF on the same data
-    causal: bool | None = None  # passed the causal test; None: not tested
+    verdict: CausalVerdict | None = None  # of the causal card; None: not tested
+    accepted: bool | None = (
+        None  # its SAE reconstructs plain text as published (`interlock sae check`); None: not tested, or no SAE
+    )
     card: str = ""  # file name beside monitor.json
 
 

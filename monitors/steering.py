@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from monitors.base import Column, row_norm
-from monitors.types import HookPoint
+from monitors.types import CausalVerdict, HookPoint
 
 MAX_NORM_RATIO = 0.3  # largest ||dx|| / ||x||; published ranges are .15 to .3 (science, section 3)
 
@@ -66,16 +65,6 @@ OPERATIONS: Mapping[str, Operation] = {
     "sae_clamp": sae_clamp,
     "sae_scale": sae_scale,
 }
-
-
-class CausalVerdict(StrEnum):
-    """What a causal test found (reference: science, 4.2)."""
-
-    INVALID = "invalid"  # it does not even read the concept
-    READOUT = "readout"  # it reads the concept and does not move behaviour
-    WRITE_HANDLE = "write-handle"  # writing it is sufficient for the behaviour
-    NECESSARY = "necessary"  # removing it removes the behaviour
-    CAUSAL = "causal"  # both
 
 
 _REMOVING = frozenset({"ablate"})

@@ -1,4 +1,4 @@
-"""The vocabulary of the monitors: hook points."""
+"""The vocabulary of the monitors: hook points, and what a causal test can find."""
 
 import re
 from dataclasses import dataclass
@@ -35,3 +35,13 @@ class HookPoint:
 
     def __str__(self) -> str:
         return f"blocks.{self.layer}.{self.kind}"
+
+
+class CausalVerdict(StrEnum):
+    """What a causal test found (reference: science, 4.2)."""
+
+    INVALID = "invalid"  # it does not even read the concept
+    READOUT = "readout"  # it reads the concept and does not move behaviour
+    WRITE_HANDLE = "write-handle"  # writing it is sufficient for the behaviour
+    NECESSARY = "necessary"  # removing it removes the behaviour
+    CAUSAL = "causal"  # both

@@ -7,6 +7,7 @@ import typer
 
 from server.audit_cli import audit_app
 from server.config import DEMO, DEMO_POLICY, ServerConfig
+from server.monitor_cli import monitor_app, sae_app, vector_app
 from server.policy_cli import policy_app
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ Try it:
 )
 app.add_typer(policy_app, name="policy")
 app.add_typer(audit_app, name="audit")
+app.add_typer(monitor_app, name="monitor")
+app.add_typer(sae_app, name="sae")
+app.add_typer(vector_app, name="vector")
 
 
 @app.command()

@@ -12,7 +12,8 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from monitors.base import Calibration, Evidence, Link
-from monitors.steering import MAX_NORM_RATIO, CausalVerdict
+from monitors.steering import MAX_NORM_RATIO
+from monitors.types import CausalVerdict
 
 MONITOR_FILE, VECTOR_FILE, WEIGHTS_FILE = "monitor.json", "vector.json", "weights.safetensors"
 

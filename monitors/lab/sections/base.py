@@ -1,6 +1,10 @@
 """What the sections of a card have in common."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
+
+Phase = Literal["prompt", "response"]
 
 
 class CardPart(BaseModel):
@@ -10,7 +14,7 @@ class CardPart(BaseModel):
 
 
 class Interval(CardPart):
-    """A figure with its confidence interval."""
+    """A figure with its confidence interval (95 % unless the section says otherwise)."""
 
     value: float
     low: float
@@ -24,3 +28,12 @@ class Section(CardPart):
     data_sha256: str  # `dataset_digest` of the examples
     num_examples: int
     seed: int = 0
+
+
+class RandomDirections(CardPart):
+    """Directions drawn from the activations' covariance, scored like the monitor; each with the better of its two signs."""
+
+    num_directions: int
+    mean_auroc: float
+    p95_auroc: float
+    best_auroc: float

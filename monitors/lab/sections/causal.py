@@ -1,7 +1,80 @@
-"""The card's section 'causal'."""
+"""The card's section 'causal': does the model use what the monitor reads? Definitions: science, section 4.2."""
 
-from monitors.lab.sections.base import Section
+from typing import Literal
+
+from monitors.lab.sections.base import CardPart, Interval, Phase, RandomDirections, Section
+from monitors.types import CausalVerdict
+
+
+class Read(CardPart):
+    auroc: Interval
+    random: RandomDirections
+    random_percentile: float  # share of random directions that the monitor beats
+    sham_aurocs: tuple[float, ...]  # the same recipe on permuted labels
+    selectivity: float  # auroc - mean sham auroc
+    length_auroc: float
+    tfidf_auroc: float
+    first_layer_auroc: float
+    masked_auroc: float | None = None  # with the telling text masked; None: no masked examples were given
+
+
+class Effect(CardPart):
+    """A normalised effect (1: as large as the difference between the classes) against what null edits do."""
+
+    effect: Interval
+    null_low: float  # 2.5 % and 97.5 % of the null edits
+    null_high: float
+    num_nulls: int
+    p_value: (
+        float  # (1 + #{|null| >= |effect|}) / (1 + #nulls), Holm-corrected over necessity and sufficiency
+    )
+    matched_by: Literal["norm", "kl"] = "norm"
+
+
+class Dose(CardPart):
+    dose: float  # in class gaps
+    effect: Interval
+
+
+class Specificity(CardPart):
+    """What the edits do to neutral text."""
+
+    mean_kl: float
+    p95_kl: float
+    perplexity_ratio: float
+    top1_agreement: float
+    safety_change: Interval | None = None  # of the refusal log-odds on harmful prompts; None: none were given
+
+
+class Faithfulness(CardPart):
+    patch_ratio: float  # effect of patching the direction alone / of patching the full residual
+    on_distribution: float  # share of edited projections within the natural 1 to 99 %
+    norm_ratio: float  # largest ||x'|| / ||x||
+    gradient_agreement: float | None = None  # attribution patching: share of prompts with the same sign
+
+
+class SiteEffect(CardPart):
+    hook_point: str
+    necessity: float | None
+    sufficiency: float | None
 
 
 class CausalSection(Section):
-    """What `interlock monitor` found out in this step."""
+    mode: Literal["quick", "full"]
+    phase: Phase
+    behaviour: str | None  # how behaviour was measured; None: it was not, so only reading was tested
+    hook_point: str
+    gap: float  # distance of the class means along the direction
+    read: Read
+    necessity: tuple[Effect, ...] = ()  # one per matching of the nulls
+    sufficiency: tuple[Effect, ...] = ()
+    doses: tuple[Dose, ...] = ()
+    dose_slope: float | None = None
+    dose_spearman: float | None = None
+    anti_steerable: float | None = None  # share of prompts that move the wrong way
+    specificity: Specificity | None = None
+    faithfulness: Faithfulness | None = None
+    sites: tuple[SiteEffect, ...] = ()
+    flags: tuple[str, ...] = ()  # illusion-risk, entangled, leaky, fragile-layer
+    verdict: CausalVerdict
+    reasons: tuple[str, ...]  # in sentences, why this verdict

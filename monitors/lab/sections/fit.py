@@ -1,7 +1,49 @@
-"""The card's section 'fit'."""
+"""The card's section 'fit': what was tried, and why this was chosen."""
 
-from monitors.lab.sections.base import Section
+from pydantic import Field
+
+from monitors.lab.sections.base import CardPart, Interval, Phase, RandomDirections, Section
+
+
+class AggregatorPart(CardPart):
+    kind: str
+    alpha: float | None = None
+    window: int | None = None
+    temperature: float | None = None
+
+
+class RecipePart(CardPart):
+    """All that it takes to fit the monitor again on other examples."""
+
+    trainer: str  # a key of TRAINERS
+    hook_points: tuple[str, ...]
+    phase: Phase
+    aggregator: AggregatorPart  # at run time
+    trained_with: AggregatorPart | None = None
+    exclude_first: int = 0
+    settings: dict[str, float] = Field(default_factory=dict)  # of the trainer: penalty, hidden width, epochs ...
+
+
+class Candidate(CardPart):
+    """One point of the sweep, by cross-validation over groups."""
+
+    recipe: RecipePart
+    auroc: Interval  # of the per-request maximum, out of fold
+    tpr_at_1pct: float | None = None  # None: too few negatives
+
+
+class LayerBaseline(CardPart):
+    """Random directions at one hook point, over the same examples."""
+
+    hook_point: str
+    random: RandomDirections
 
 
 class FitSection(Section):
-    """What `interlock monitor` found out in this step."""
+    num_positive: int
+    num_groups: int
+    num_folds: int
+    recipe: RecipePart
+    candidates: tuple[Candidate, ...]
+    tfidf_auroc: Interval  # TF-IDF by the same folds
+    random: tuple[LayerBaseline, ...] = ()

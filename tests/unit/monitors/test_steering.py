@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from monitors.base import Column, Rectifier, Scale
-from monitors.steering import OPERATIONS, CausalVerdict, Direction, SteeringVector, steer
-from monitors.types import HookPoint
+from monitors.steering import OPERATIONS, Direction, SteeringVector, steer
+from monitors.types import CausalVerdict, HookPoint
 
 D = 24
 POINT = HookPoint(1)

@@ -5,8 +5,8 @@ import torch
 from guard.types import Budget, MonitorInfo, Scope, VectorInfo
 from monitors.base import Calibration, Link, Monitor, Threshold
 from monitors.linear import Linear
-from monitors.steering import CausalVerdict, Direction, SteeringVector
-from monitors.types import HookPoint
+from monitors.steering import Direction, SteeringVector
+from monitors.types import CausalVerdict, HookPoint
 from server.policy_store import describe_monitors, describe_vectors
 
 POINT = HookPoint(1)

@@ -12,7 +12,7 @@ from monitors.direction import Cosine
 from monitors.linear import Linear
 from monitors.sae_feature import SaeFeature
 from monitors.steering import Direction, SteeringVector
-from monitors.types import HookKind, HookPoint
+from monitors.types import CausalVerdict, HookPoint
 
 D = 6
 PRINT = "f" * 64
@@ -49,7 +49,7 @@ def full_monitor(name, transform):
         version="3",
         trained_with=AggregatorSpec("rolling_mean", window=8),
         calibration=Calibration(5000, 0.95, (Threshold("response", 0.001, 0.97, certified=True),), "d" * 64),
-        evidence=Evidence(auroc=0.99, baseline_auroc=0.8, causal=True, card="card.json"),
+        evidence=Evidence(auroc=0.99, baseline_auroc=0.8, verdict=CausalVerdict.READOUT, card="card.json"),
     )
 
 

@@ -18,7 +18,8 @@ from monitors.artifacts import (
     save_vector,
 )
 from monitors.sae.saelens import read_saelens
-from monitors.steering import CausalVerdict, SteeringVector
+from monitors.steering import SteeringVector
+from monitors.types import CausalVerdict
 from tests.unit.monitors.artifacts.builders import (
     MODEL,
     PRINT,
