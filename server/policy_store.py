@@ -22,6 +22,7 @@ from guard.types import Budget, Mode, MonitorInfo, Scope, VectorInfo
 from monitors.artifacts import MonitorSet
 from monitors.base import Link, Monitor
 from monitors.steering import SteeringVector
+from monitors.types import CausalVerdict
 from server.last_good import LastGood
 from server.scoring import Scoring
 
@@ -227,25 +228,35 @@ def _digest(files: Iterable[Path]) -> str:
 
 
 def describe_monitors(monitors: Iterable[Monitor]) -> dict[str, MonitorInfo]:
-    """What the policy checks may know: names, ranges and calibrations."""
+    """What the policy checks may know: names, ranges, calibrations, and what is against them."""
     return {monitor.name: _describe(monitor) for monitor in monitors}
 
 
 def _describe(monitor: Monitor) -> MonitorInfo:
     low, high = (0.0, 1.0) if monitor.link is Link.SIGMOID else (None, None)
+    info = MonitorInfo(monitor.name, low, high, version=monitor.version, barred=_barred(monitor))
     calibration = monitor.calibration
     if calibration is None:
-        return MonitorInfo(monitor.name, low, high, version=monitor.version)
+        return info
     budgets = tuple(Budget(Scope(t.phase), t.fpr, t.value, t.certified) for t in calibration.thresholds)
-    return MonitorInfo(
-        monitor.name,
-        low,
-        high,
-        budgets,
-        calibration.num_requests,
-        calibration.confidence,
-        version=monitor.version,
+    return replace(
+        info, budgets=budgets, num_benign=calibration.num_requests, confidence=calibration.confidence
     )
+
+
+_SAE_KINDS = frozenset({"sae_feature", "sae_features"})
+
+
+def _barred(monitor: Monitor) -> str:
+    """What in its evidence is against acting on a monitor; empty if nothing is."""
+    evidence = monitor.evidence
+    if evidence is None:
+        return ""
+    if evidence.verdict is CausalVerdict.INVALID:
+        return "its causal card found that it does not read the concept (verdict 'invalid')"
+    if monitor.transform.kind in _SAE_KINDS and evidence.accepted is False:
+        return "its SAE failed the acceptance test on plain text"
+    return ""
 
 
 def describe_vectors(vectors: Iterable[SteeringVector]) -> dict[str, VectorInfo]:

@@ -1,5 +1,7 @@
 """The parts of the policy language through a running server, and what its decision log and metrics say of them."""
 
+from dataclasses import replace
+
 import openai
 import pytest
 
@@ -7,6 +9,8 @@ from guard.audit import recorded_scores, recorded_subject
 from guard.errors import PolicyError
 from guard.replay import replay
 from guard.types import Phase
+from monitors.base import Evidence
+from monitors.types import CausalVerdict
 from server.engines.scripted import Script, ScriptedEngine
 from tests.e2e.conftest import scores
 
@@ -89,6 +93,25 @@ def test_an_uncalibrated_monitor_blocks_only_on_a_written_override_which_shows(s
     live.service.policies._sources.policy.write_text(policy("max(response.harm) > 0.5", "log: {}"))
     live.reload()
     assert live.metric("interlock_rule_overrides", rule="rule", gate="calibration") == 0
+
+
+def test_a_monitor_that_its_card_bars_acts_only_on_a_written_override_which_shows(serve):
+    engine = ScriptedEngine(lambda _: Script(WORDS, scores(), scores(harm={3: 0.7})), ("harm",))
+    invalid = Evidence(verdict=CausalVerdict.INVALID)
+    engine.monitors = tuple(replace(monitor, evidence=invalid) for monitor in engine.monitors)
+    when = "max(response.harm) > 0.5"
+    live = serve(policy(when, "annotate: {}"), engine=engine)
+    assert delivered(live) == (8, "stop")
+    path = live.service.policies._sources.policy
+    for then in ("block: {}", "replace: {message: m}", "steer: {vector: calm, strength: 1}"):
+        path.write_text(policy(when, then))
+        with pytest.raises(PolicyError, match=r"error\[barred-monitor\].*verdict 'invalid'"):
+            live.reload()
+    path.write_text(policy(when, more=", override: {reason: incident 4711}"))
+    live.reload()
+    assert delivered(live) == (3, "content_filter")
+    assert live.records()[-1]["matches"][0]["override"] == "incident 4711"
+    assert live.metric("interlock_rule_overrides", rule="rule", gate="validity") == 1
 
 
 def test_a_calibrated_rule_needs_no_override_and_its_matches_tell_none(serve):

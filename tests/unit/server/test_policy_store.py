@@ -5,13 +5,18 @@ import contextlib
 from pathlib import Path
 
 import pytest
+import torch
 
 from guard.errors import GuardError, PolicyError
 from monitors.artifacts import MonitorSet
+from monitors.base import Evidence, Monitor
+from monitors.linear import Linear
+from monitors.sae_feature import SaeFeature
+from monitors.types import CausalVerdict, HookPoint
 from server.auditing.content import ContentRules
 from server.auditing.errors import AuditError
 from server.last_good import LastGood
-from server.policy_store import PolicyStore, Sources, frozen_mounts
+from server.policy_store import PolicyStore, Sources, describe_monitors, frozen_mounts
 
 POLICY = "apiVersion: interlock/v1\nkind: Policy\nmetadata: {name: p, version: '1'}\ndefaults: {log: {content: none}}\n"
 
@@ -60,7 +65,6 @@ def rules(version, *names):
 
 
 def known(*names):
-    from monitors.base import Monitor  # noqa: PLC0415
     from server.engines.scripted import Script, ScriptedEngine  # noqa: PLC0415
 
     engine = ScriptedEngine(lambda _: Script(), names)
@@ -183,3 +187,27 @@ def test_a_file_that_is_a_mount_of_its_own_is_told(tmp_path):
     files = [Path("/etc/policy/p.yaml"), Path("/etc/policy/q.yaml")]
     assert frozen_mounts(files, mounts) == files[:1]
     assert frozen_mounts(files, tmp_path / "none") == []
+
+
+# --- what the guard is told of monitors
+
+
+PROBE = Linear((HookPoint(0),), torch.ones(1, 4), torch.zeros(1))
+FEATURE = SaeFeature(HookPoint(0), encoder=torch.ones(4), decoder=torch.ones(4), bias=0.0, feature=7)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "transform", "told"),
+    [
+        (None, PROBE, ""),
+        (Evidence(), FEATURE, ""),
+        (Evidence(verdict=CausalVerdict.READOUT), PROBE, ""),
+        (Evidence(verdict=CausalVerdict.INVALID), PROBE, "(verdict 'invalid')"),
+        (Evidence(accepted=True), FEATURE, ""),
+        (Evidence(accepted=False), FEATURE, "failed the acceptance test on plain text"),
+        (Evidence(accepted=False), PROBE, ""),  # it has no SAE
+    ],
+)
+def test_evidence_against_a_monitor_bars_it(evidence, transform, told):
+    barred = describe_monitors([Monitor("m", transform, evidence=evidence)])["m"].barred
+    assert (told in barred, bool(barred)) == (True, bool(told))
