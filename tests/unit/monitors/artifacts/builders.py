@@ -12,7 +12,7 @@ from monitors.direction import Cosine
 from monitors.linear import Linear
 from monitors.sae_feature import SaeFeature
 from monitors.steering import Direction, SteeringVector
-from monitors.types import CausalVerdict, HookPoint
+from monitors.types import CausalVerdict, HookKind, HookPoint
 
 D = 6
 PRINT = "f" * 64
