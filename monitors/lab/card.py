@@ -61,7 +61,5 @@ def write_card(card: Card, folder: Path) -> None:
     """Write card.json, by a rename."""
     path = folder / CARD_FILE
     unfinished = path.with_suffix(".part")
-    unfinished.write_text(
-        card.model_dump_json(by_alias=True, exclude_none=True, indent=2) + "\n", encoding="utf-8"
-    )
+    unfinished.write_text(card.model_dump_json(by_alias=True, indent=2) + "\n", encoding="utf-8")
     unfinished.rename(path)
