@@ -23,9 +23,15 @@ class Overlap:
     hint: str
 
 
+_MAX_COMPARISONS = 1_000_000
+"""Of claims with each other, in all pairs of rules: a few seconds. What is left out then is a warning at most."""
+
+
 def overlaps(rules: Sequence[Rule]) -> Iterator[Overlap]:
     """`rules` in the order in which they win."""
     forms = {rule.id: alternatives(rule.condition) for rule in rules}
+    sizes = {name: sum(map(len, form or ())) for name, form in forms.items()}
+    left = _MAX_COMPARISONS
     alike: dict[Condition, list[Rule]] = {}
     for i, rule in enumerate(rules):
         same = alike.setdefault(rule.condition, [])
@@ -37,7 +43,11 @@ def overlaps(rules: Sequence[Rule]) -> Iterator[Overlap]:
             continue
         for j, other in enumerate(rules):
             wins = (other.action.severity, -j) > (rule.action.severity, -i)
-            if wins and _forestalls(other, rule) and _is_implied(forms[other.id], forms[rule.id]):
+            cost = sizes[other.id] * sizes[rule.id]
+            if not (wins and cost <= left and _forestalls(other, rule)):
+                continue
+            left -= cost
+            if _is_implied(forms[other.id], forms[rule.id]):
                 does = f"would {rule.action.kind}, rule '{other.id}' has already matched and does {other.action.kind}"
                 message = f"rule '{rule.id}' never acts: whenever it {does}"
                 hint = "make its condition wider than the other's, or drop it"

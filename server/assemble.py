@@ -74,6 +74,8 @@ def assemble(config: ServerConfig) -> Service:
     metrics.model_info.labels(engine.info.model_id, engine.info.dtype, engine.info.fingerprint[:12]).set(1)
     metrics.watch_load(engine.load)
     metrics.policy_reload_ok.set(not policies.last_error)
+    if not policies.last_error:
+        metrics.policy_reload_time.set_to_current_time()
     monitors = policies.in_force.monitors
     drift = DriftWatch()
     drift.install(monitors.monitors)

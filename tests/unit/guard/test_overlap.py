@@ -132,3 +132,10 @@ def test_what_is_wrong_with_such_a_threshold_is_told():
 )
 def test_a_window_larger_than_any_response(when, codes):
     assert [code for _, code in doubts((when, LOG), max_response_tokens=64)] == codes
+
+
+def test_contrived_conditions_do_not_hold_up_the_load(monkeypatch):
+    """Comparing all alternatives of all rules is bounded; what stays out is warnings, and cheap ones are still told."""
+    monkeypatch.setattr("guard.overlap._MAX_COMPARISONS", 0)
+    assert doubts((WIDE, BLOCK), (NARROW, NOTE)) == []
+    assert doubts((WIDE, BLOCK), (WIDE, BLOCK)) == [(9, "duplicate-condition")]
