@@ -201,7 +201,7 @@ class Metrics:
             for disposition in ("open", "closed"):
                 self.failures.labels(component, disposition)
         self.policy_reload_ok.set(1)
-        for result in ("success", "failure"):
+        for result in ("success", "failure", "unchanged"):
             self.policy_reloads.labels(result)
         for reason in ("queue_full", "prompt_too_long", "draining", "audit_unwritable", "canary"):
             self.shed.labels(reason)

@@ -55,14 +55,15 @@ class Service:
 
     async def reload_policy(self, *, allow_shrink: bool = False) -> Policy:
         """Put policy and monitors on disk in force. Raises what `PolicyStore.reload` raises; then the last good ones stay."""
-        before = self.policies.in_force.monitors
+        kept, before = self.policies.current, self.policies.in_force.monitors
         try:
             policy = await self.policies.reload(self.engine.install, allow_shrink=allow_shrink)
         except Exception:
             self.metrics.policy_reloads.labels("failure").inc()
             self.metrics.policy_reload_ok.set(0)
             raise
-        self.metrics.policy_reloads.labels("success").inc()
+        same = policy.digest == kept.digest and self.policies.in_force.monitors is before
+        self.metrics.policy_reloads.labels("unchanged" if same else "success").inc()
         self.metrics.policy_reload_ok.set(1)
         self.metrics.policy_reload_time.set_to_current_time()
         self.metrics.show_policy(policy)
