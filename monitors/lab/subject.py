@@ -1,6 +1,6 @@
 """The model that monitors are fitted on, as the lab sees it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -35,6 +35,9 @@ class Subject:
     max_tokens: int = 512  # longer examples are cut at the end
     is_causal: bool = (
         True  # False: an encoder, whose early tokens see the later ones; it can be measured, not served
+    )
+    token_texts: Callable[[Sequence[int]], list[str]] | None = (
+        None  # each token as text, to be shown on request
     )
 
     @property

@@ -1,5 +1,6 @@
 """Loads the model that the lab works on, and reads examples as the server would."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def load_subject(
             name=loaded.model_id,
             model=loaded.model,
             blocks=loaded.blocks,
-            tokenize=_Reader(loaded.tokenizer),
+            tokenize=(reader := _Reader(loaded.tokenizer)),
+            token_texts=reader.token_texts,
             fingerprint=loaded.fingerprint,
             max_tokens=min(max_tokens, loaded.max_positions),
         )
@@ -44,7 +46,8 @@ def load_subject(
         name=Path(source).name,
         model=model,
         blocks=find_layers(model, layers_path),
-        tokenize=_Reader(tokenizer),
+        tokenize=(reader := _Reader(tokenizer)),
+        token_texts=reader.token_texts,
         fingerprint=model_fingerprint(model),
         max_tokens=min(max_tokens, positions),
         is_causal=False,
@@ -76,6 +79,9 @@ class _Reader:
             prompt = self._reader.encode(example.text)
         reply = [] if example.reply is None else self._reply(example.reply)
         return Tokens((*prompt, *reply), len(prompt))
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        return [self._tokenizer.decode([token]) for token in ids]
 
     def _reply(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
