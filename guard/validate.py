@@ -17,6 +17,13 @@ _CODES = {"missing": "missing-key", "extra_forbidden": "unknown-key", "literal_e
 _SHOWN_CHARACTERS = 80
 
 
+_REFUSED_KEYS = {
+    "<<": "YAML 1.2 has no merge keys; an anchor stands for a whole value",
+    "layers": "a vector is applied at the hook points that it was made for; to use fewer, make one for those",
+}
+"""Keys that people may look for, and why there are none."""
+
+
 def read_document(source: Source) -> Document:
     """Raises PolicyError with every deviation from the schema."""
     data = source.root.plain()
@@ -73,8 +80,8 @@ def _unknown_key(source: Source, document: type[BaseModel], path: Path_) -> Prob
     else:
         code, message = "unknown-key", f"unknown key '{_short(str(key))}' {below}"
     hint = did_you_mean(str(key), owner.model_fields) if owner else ""
-    if key == "<<":
-        hint = "YAML 1.2 has no merge keys; an anchor stands for a whole value"
+    if refusal := _REFUSED_KEYS.get(str(key)):
+        hint = refusal
     elif owner is not None and not owner.model_fields:
         hint = "it has no settings: write {}"
     return source.problem(path, code, message, hint, at_key=True)

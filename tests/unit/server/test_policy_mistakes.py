@@ -89,6 +89,7 @@ MISTAKES = {
     "code": (rule(then="{block: {code: 403}}"), "7:26", "unknown-value", "known: content_filter"),
     "long message": (rule(then="{block: {message: " + "x" * 4001 + "}}"), "7:29", "value", "at most 4,000"),
     "strength": (rule(then="{steer: {vector: v, strength: 1e400}}"), "7:41", "value", "a finite number is needed"),
+    "layers": (rule(then="{steer: {vector: v, strength: 1, layers: [3]}}"), "7:44", "unknown-key", "hook points"),
     "deadline": (rule(then="{escalate: {to: j, deadline: 61s}}"), "7:40", "value", "at most 60s"),
     "no target": (rule(then='{escalate: {to: ""}}'), "7:27", "value", "it is empty"),
     # conditions
