@@ -13,6 +13,7 @@ from server.lab.run import progress_bar, told
 if TYPE_CHECKING:
     from monitors.lab.dataset import Example
     from monitors.lab.report import Reported
+    from monitors.lab.scoring import Phase
 
 
 def report(
@@ -96,6 +97,6 @@ def _with_examples(
         acts = collect(subject, examples, points, cache, progress=progress)
     if subject.token_texts is None:
         raise ValueError(f"{model}: its tokens can't be shown as text")
-    phase = "prompt" if threshold.phase == "prompt" else "response"
+    phase: Phase = "prompt" if threshold.phase == "prompt" else "response"
     shown = heat_examples(monitor, acts, phase, threshold.value, subject.token_texts, num_each=num_each)
     return Reported.read(folder, shown, threshold.value)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from monitors.lab.report.svg import Ink, draw
 from monitors.lab.sections.base import Interval, RandomDirections
@@ -32,7 +33,7 @@ def layer_sweep(fit: FitSection) -> Markup:
             _errorbar(axes, layers, [best[layer].auroc for layer in layers], label=trainer, marker=marker)
         axes.set_xlabel("layer")
         axes.set_ylabel("AUROC, cross-validated")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y")
         _legend(axes)
 

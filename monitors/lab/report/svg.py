@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable
 from enum import StrEnum
+from typing import Any
 
 import matplotlib as mpl
 from markupsafe import Markup
@@ -22,7 +23,7 @@ class Ink(StrEnum):
     BUDGET = "#101112"
 
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and scaled
     "svg.hashsalt": "interlock",  # the same figure gives the same bytes
     "font.size": 11.0,
@@ -44,9 +45,8 @@ _NAMES = {ink.value: f"var(--{ink.name.lower()})" for ink in Ink}
 
 def draw(plot: Callable[[Axes], None], title: str, *, size: tuple[float, float] = (7.2, 3.6)) -> Markup:
     """Draw one pair of axes. `title` is what a screen reader says; size in inches. Safe to insert as it is."""
-    with mpl.rc_context(
-        {key: str(value) if isinstance(value, Ink) else value for key, value in _STYLE.items()}
-    ):
+    style = {key: str(value) if isinstance(value, Ink) else value for key, value in _STYLE.items()}
+    with mpl.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         plot(axes)
