@@ -1,9 +1,12 @@
 """The last policy that was right, kept on disk: a server that restarts on a wrong one can go on with it."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+
+_VERSION = re.compile(r"[0-9a-f]{16}")
 
 
 class LastGood:
@@ -30,5 +33,5 @@ class LastGood:
         link.symlink_to(version.name)
         link.replace(self._folder / "current")
         for other in self._folder.iterdir():
-            if other.is_dir() and not other.is_symlink() and other != version:
+            if _VERSION.fullmatch(other.name) and other != version:  # what else lies there is not ours
                 shutil.rmtree(other)
