@@ -19,7 +19,7 @@ from guard.files import policy_files
 from guard.policy import Policy, load_policy
 from guard.policy_test import run_tests
 from guard.types import Budget, Mode, MonitorInfo, Scope, VectorInfo
-from monitors.artifacts import MonitorSet
+from monitors.artifacts import ArtifactError, MonitorSet
 from monitors.base import Link, Monitor
 from monitors.steering import SteeringVector
 from monitors.types import CausalVerdict
@@ -27,6 +27,7 @@ from server.last_good import LastGood
 from server.scoring import Scoring
 
 _log = structlog.get_logger()
+_MAX_READS = 3
 _SHRINK_LIMIT = 0.5  # of the enforced rules may vanish in one reload
 
 
@@ -178,8 +179,26 @@ class PolicyStore:
             return Digests("unreadable", "unreadable")
 
     def _read(self, path: Path) -> InForce:
-        """The policy at a path, with the monitors that are on disk."""
-        sources = self._sources.digests()
+        """The policy at a path, with the monitors that are on disk: all of one moment.
+
+        Files are read one after the other. If some were exchanged meanwhile, what was read may be half of this and half of
+        that, so it is read again.
+        """
+        for _ in range(_MAX_READS):
+            sources = self._sources.digests()
+            try:
+                read = self._read_once(path, sources)
+            except (PolicyError, ArtifactError, OSError, ValueError):
+                if self._look() == sources:
+                    raise
+            else:
+                if self._look() == sources:
+                    return read
+        raise ValueError(
+            "the files of policy and monitors keep changing while they are read; try again later"
+        )
+
+    def _read_once(self, path: Path, sources: Digests) -> InForce:
         monitors = self._sources.read_monitors()
         policy = load_policy(
             path,

@@ -189,6 +189,53 @@ def test_a_file_that_is_a_mount_of_its_own_is_told(tmp_path):
     assert frozen_mounts(files, tmp_path / "none") == []
 
 
+# --- files that change while they are read
+
+
+def changing(folder, times):
+    """A check that rewrites both files of a policy after it was read, so many times."""
+    left = iter(range(times))
+
+    def check(policy):
+        if (version := next(left, None)) is not None:
+            for name in "ab":
+                (folder / f"{name}.yaml").write_text(rules(version + 2, name))
+
+    return check
+
+
+def two_files(folder):
+    folder.mkdir()
+    for name in "ab":
+        (folder / f"{name}.yaml").write_text(rules(1, name))
+
+
+def test_what_changed_while_it_was_read_is_read_again(tmp_path):
+    two_files(tmp_path / "p")
+    assert store_of(tmp_path / "p", "a", "b", check=changing(tmp_path / "p", 2)).current.version == "3"
+
+
+def test_half_of_a_change_is_no_reason_to_complain_of(tmp_path):
+    """Two files exchange their rules. Between the one and the other, an id is used twice, and yet nothing is wrong."""
+    two_files(tmp_path / "p")
+    changes = iter([("b", "a"), ("a", "b")])
+
+    def read_monitors():
+        if change := next(changes, None):
+            file, rule = change
+            (tmp_path / "p" / f"{file}.yaml").write_text(rules(2, rule))
+        return known("a", "b")
+
+    policy = PolicyStore(Sources(tmp_path / "p", None, read_monitors)).current
+    assert (policy.version, [rule.id for rule in policy.rules]) == ("2", ["b", "a"])
+
+
+def test_files_that_never_stand_still_are_told(tmp_path):
+    two_files(tmp_path / "p")
+    with pytest.raises(ValueError, match="keep changing"):
+        store_of(tmp_path / "p", "a", "b", check=changing(tmp_path / "p", 9))
+
+
 # --- what the guard is told of monitors
 
 
