@@ -59,6 +59,8 @@ def _lines(policy: Policy, rule: Rule, now: datetime) -> Iterator[tuple[str, str
         )
     yield from (("exception", _waiver(w, now)) for w in policy.waivers if any_glob(w.rules, rule.id))
     yield "then", _mode_words(rule.mode) + _action(rule.action)
+    if rule.override:
+        yield "override", f"it may act without the evidence that this needs, because: {rule.override}"
     yield "on error", _on_error(rule)
     yield "holds back", _held(rule)
 

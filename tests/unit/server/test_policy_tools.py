@@ -280,6 +280,13 @@ def test_explain_says_what_a_rule_does(file):
     assert code == 0
 
 
+def test_explain_tells_why_a_rule_may_act_without_evidence(file):
+    text = file.read_text()
+    assert "override" not in interlock("explain", file).stdout
+    file.write_text(text.replace("    when:", "    override: {reason: incident 4711}\n    when:", 1))
+    assert "because: incident 4711" in interlock("explain", file).stdout
+
+
 def test_explain_follows_scores_token_by_token(file):
     code, data = in_json("explain", file, "answer", "--scores", "response.harm=0.1,0.8x2,nan,-")
     rows = data["trace"]["rows"]
