@@ -237,6 +237,11 @@ class Monitor:
                 f"monitor {self.name!r}: exclude_first is {self.exclude_first}, must be 0 or more"
             )
 
+    @property
+    def hook_points(self) -> tuple[HookPoint, ...]:
+        """What it reads, each once."""
+        return tuple(dict.fromkeys(column.hook_point for column in self.transform.columns))
+
 
 def row_norm(x: Tensor) -> Tensor:
     """[n, d] -> [n, 1]."""

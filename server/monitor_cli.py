@@ -2,6 +2,7 @@
 
 import typer
 
+from server.lab.fit import fit
 from server.lab.report import report
 
 monitor_app = typer.Typer(
@@ -22,4 +23,5 @@ From labelled conversations to a monitor that may be enforced, in four commands:
 sae_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Sparse autoencoders.")
 vector_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Steering vectors.")
 
+monitor_app.command("fit")(fit)
 monitor_app.command("report")(report)

@@ -1,6 +1,6 @@
 """Scores of monitors on collected activations, by the very code that scores them in production."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -32,12 +32,19 @@ class Scorer:
 
     def maxima(self, acts: Activations, phase: Phase) -> Floats:
         """What `max(prompt.x)` or `max(response.x)` comes to: [n_examples, n_monitors]; -inf where nothing was in scope."""
+        return self._each(acts, phase, lambda scores: scores.max(axis=0))
+
+    def lasts(self, acts: Activations, phase: Phase) -> Floats:
+        """What `last(prompt.x)` or `last(response.x)` comes to: [n_examples, n_monitors]; -inf where nothing was in scope."""
+        return self._each(acts, phase, lambda scores: scores[-1])
+
+    def _each(self, acts: Activations, phase: Phase, reduce: Callable[[Floats], Floats]) -> Floats:
         found = np.full((len(acts.examples), len(self._bank.monitors)), -np.inf)
         for first in range(0, len(acts.examples), SHARD):
             indices = range(first, min(first + SHARD, len(acts.examples)))
             for index, scores in zip(indices, self._running(acts, indices), strict=True):
                 if len(scores[phase]):
-                    found[index] = scores[phase].max(axis=0)
+                    found[index] = reduce(scores[phase])
         return found
 
     @torch.inference_mode()

@@ -92,9 +92,8 @@ def _with_examples(
             f"{folder}: not calibrated, so that nothing tells what it would flag; run: interlock monitor calibrate {folder} --data …"
         )
     threshold = min(usable, key=lambda t: abs(t.fpr - 0.01))
-    points = sorted(set(monitor.transform.hook_points))
     with progress_bar("activations") as progress:
-        acts = collect(subject, examples, points, cache, progress=progress)
+        acts = collect(subject, examples, monitor.hook_points, cache, progress=progress)
     if subject.token_texts is None:
         raise ValueError(f"{model}: its tokens can't be shown as text")
     phase: Phase = "prompt" if threshold.phase == "prompt" else "response"

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 Phase = Literal["prompt", "response"]
+Statistic = Literal["max", "last"]  # what a policy compares: max(prompt.x) or last(prompt.x)
 
 
 class CardPart(BaseModel):

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from monitors.lab.sections.base import CardPart, Interval, Phase, RandomDirections, Section
+from monitors.lab.sections.base import CardPart, Interval, Phase, RandomDirections, Section, Statistic
 
 
 class AggregatorPart(CardPart):
@@ -21,14 +21,16 @@ class RecipePart(CardPart):
     aggregator: AggregatorPart  # at run time
     trained_with: AggregatorPart | None = None
     exclude_first: int = 0
-    settings: dict[str, float] = Field(default_factory=dict)  # of the trainer: penalty, hidden width, epochs ...
+    settings: dict[str, float] = Field(
+        default_factory=dict
+    )  # of the trainer: penalty, hidden width, epochs ...
 
 
 class Candidate(CardPart):
     """One point of the sweep, by cross-validation over groups."""
 
     recipe: RecipePart
-    auroc: Interval  # of the per-request maximum, out of fold
+    auroc: Interval  # of the statistic, out of fold
     tpr_at_1pct: float | None = None  # None: too few negatives
 
 
@@ -40,6 +42,7 @@ class LayerBaseline(CardPart):
 
 
 class FitSection(Section):
+    statistic: Statistic = "max"  # of the running score over a request, by which candidates were compared
     num_positive: int
     num_groups: int
     num_folds: int

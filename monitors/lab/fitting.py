@@ -1,0 +1,155 @@
+"""From labelled examples to a monitor with the 'fit' section of its card."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from monitors.aggregate import AggregatorSpec
+from monitors.artifacts.files import MONITOR_FILE, MonitorFile, read_json
+from monitors.base import Evidence, Monitor
+from monitors.lab.activations import Progress, collect, no_progress
+from monitors.lab.baselines import folds, random_figures, tfidf_out_of_fold
+from monitors.lab.card import CARD_FILE, Card
+from monitors.lab.dataset import Example, dataset_digest
+from monitors.lab.pooling import Pooled
+from monitors.lab.recipes import Recipe, fit
+from monitors.lab.sections.base import Phase, Statistic
+from monitors.lab.sections.fit import FitSection, LayerBaseline
+from monitors.lab.statistics import auroc_interval
+from monitors.lab.subject import Subject
+from monitors.lab.sweep import best, candidate, cross_validate
+from monitors.lab.trainers import TRAINERS
+from monitors.types import HookPoint
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What is tried."""
+
+    kinds: tuple[str, ...]  # keys of TRAINERS
+    hook_points: tuple[HookPoint, ...]
+    aggregators: tuple[AggregatorSpec, ...]
+    penalties: tuple[float, ...] = (1.0,)
+    phase: Phase | None = None  # None: response if every example has a reply
+    num_folds: int = 5
+    exclude_first: int = 0
+    seed: int = 0
+
+    def recipes(self, phase: Phase) -> list[Recipe]:
+        """Every combination. Raises ValueError for an unknown kind."""
+        found = []
+        for kind in self.kinds:
+            if kind not in TRAINERS:
+                raise ValueError(f"unknown kind {kind!r}; known: {', '.join(TRAINERS)}")
+            trainer = TRAINERS[kind]
+            places = [self.hook_points] if trainer.all_layers else [(point,) for point in self.hook_points]
+            penalised = "penalty" in trainer.settings
+            choices = [{"penalty": value} for value in self.penalties] if penalised else [{}]
+            found += [
+                Recipe(kind, points, phase, aggregator, self.exclude_first, settings)
+                for points in places
+                for settings in choices
+                for aggregator in self.aggregators
+            ]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """The best candidate, fitted on everything, and what it was chosen by. The section's weights_sha256 is still open."""
+
+    monitor: Monitor
+    section: FitSection
+
+    def card(self, folder: Path, fingerprint: str) -> Card:
+        """A new card for the monitor that was saved to `folder`."""
+        sha256 = read_json(folder / MONITOR_FILE, folder.parent, MonitorFile).weights_sha256
+        section = self.section.model_copy(update={"weights_sha256": sha256})
+        return Card(
+            monitor=self.monitor.name, version=self.monitor.version, fingerprint=fingerprint, fit=section
+        )
+
+
+def fit_monitor(
+    name: str,
+    subject: Subject,
+    examples: Sequence[Example],
+    search: Search,
+    cache: Path,
+    *,
+    reading: Progress = no_progress,
+    fitting: Progress = no_progress,
+) -> Fitted:
+    """Search, then refit the best on all examples.
+
+    Candidates are compared by the largest running score of a request; on an encoder, which sees all of the text from the
+    first token on and is never streamed, by the last. Raises ValueError for data that can't be learned from.
+    """
+    check_labels(examples)
+    phase = search.phase or _phase_of(examples)
+    recipes = search.recipes(phase)
+    pooled = Pooled(collect(subject, examples, search.hook_points, cache, progress=reading))
+    labels, groups = pooled.acts.labels, pooled.acts.groups
+    fold = folds(labels, groups, search.num_folds, search.seed)
+    statistic: Statistic = "max" if subject.is_causal else "last"
+    judged = cross_validate(
+        recipes, pooled, labels, fold, statistic=statistic, seed=search.seed, progress=fitting
+    )
+    candidates = [candidate(one, labels, groups, search.seed) for one in judged]
+    chosen = best(candidates)
+    recipe = recipes[chosen]
+    words = auroc_interval(labels, tfidf_out_of_fold(examples, labels, fold), groups, search.seed)
+    random = tuple(
+        LayerBaseline(
+            hook_point=str(point),
+            random=random_figures(
+                pooled,
+                labels,
+                point,
+                phase,
+                recipe.aggregator,
+                exclude_first=search.exclude_first,
+                statistic=statistic,
+                seed=search.seed,
+            ),
+        )
+        for point in search.hook_points
+    )
+    monitor = fit(recipe, pooled, range(len(labels)), labels, name=name, seed=search.seed)
+    evidence = Evidence(
+        auroc=round(candidates[chosen].auroc.value, 4), baseline_auroc=round(words.value, 4), card=CARD_FILE
+    )
+    section = FitSection(
+        weights_sha256="",
+        data_sha256=dataset_digest(examples),
+        num_examples=len(examples),
+        seed=search.seed,
+        statistic=statistic,
+        num_positive=int(labels.sum()),
+        num_groups=len(np.unique(groups)),
+        num_folds=search.num_folds,
+        recipe=recipe.to_part(),
+        candidates=tuple(candidates),
+        tfidf_auroc=words,
+        random=random,
+    )
+    return Fitted(replace(monitor, evidence=evidence), section)
+
+
+def check_labels(examples: Sequence[Example]) -> None:
+    """Raise ValueError unless all are labelled and both classes are there."""
+    unknown = sum(example.label is None for example in examples)
+    if unknown:
+        raise ValueError(f"{unknown} of {len(examples)} examples have no label; label them or leave them out")
+    positive = sum(example.label == 1 for example in examples)
+    if not 0 < positive < len(examples):
+        missing = "positive" if not positive else "negative"
+        raise ValueError(
+            f"none of {len(examples)} examples is {missing}; a label is positive if it is one of --positive (default: 1, true)"
+        )
+
+
+def _phase_of(examples: Sequence[Example]) -> Phase:
+    return "response" if all(example.reply for example in examples) else "prompt"

@@ -1,0 +1,54 @@
+"""One row per example: the mean of its residual stream over a phase, or the last row. Computed once per hook point."""
+
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from monitors.lab.activations import SHARD, Activations
+from monitors.lab.sections.base import Phase
+from monitors.lab.statistics import Floats
+from monitors.types import HookPoint
+
+Pooling = Literal["mean", "last"]
+
+
+class Pooled:
+    """Activations, and what was pooled of them so far."""
+
+    def __init__(self, acts: Activations) -> None:
+        self.acts = acts
+        self._found: dict[tuple[HookPoint, Phase, int, Pooling], Floats] = {}
+
+    def rows(
+        self, point: HookPoint, phase: Phase, exclude_first: int = 0, pooling: Pooling = "mean"
+    ) -> Floats:
+        """[n_examples, d_model] float64. Raises ValueError for an example without a token in scope."""
+        key = (point, phase, exclude_first, pooling)
+        if key not in self._found:
+            self._found[key] = np.concatenate(
+                [self._shard(first, *key) for first in range(0, len(self.acts.examples), SHARD)]
+            )
+        return self._found[key]
+
+    def tokens(self, point: HookPoint, phase: Phase, index: int, exclude_first: int = 0) -> Tensor:
+        """All rows in scope of one example: [n_tokens, d_model] float32."""
+        return self._in_scope(self.acts.rows(point, index), phase, index, exclude_first)
+
+    def _shard(
+        self, first: int, point: HookPoint, phase: Phase, exclude_first: int, pooling: Pooling
+    ) -> Floats:
+        indices = range(first, min(first + SHARD, len(self.acts.examples)))
+        found = []
+        for index, rows in zip(indices, self.acts.batch(point, indices), strict=True):
+            own = self._in_scope(rows, phase, index, exclude_first).double()
+            found.append((own.mean(dim=0) if pooling == "mean" else own[-1]).numpy())
+        return np.stack(found)
+
+    def _in_scope(self, rows: Tensor, phase: Phase, index: int, exclude_first: int) -> Tensor:
+        num_prompt = self.acts.tokens[index].num_prompt
+        own = rows[exclude_first:num_prompt] if phase == "prompt" else rows[num_prompt:]
+        if not len(own):
+            name = self.acts.examples[index].id
+            raise ValueError(f"example {name!r} has no token in the {phase} that the monitor would read")
+        return own

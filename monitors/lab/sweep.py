@@ -1,0 +1,84 @@
+"""Which layer, kind and aggregator: every candidate is cross-validated over groups by what the server would compute."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from monitors.lab.pooling import Pooled
+from monitors.lab.recipes import Recipe, fit
+from monitors.lab.scoring import Scorer
+from monitors.lab.sections.base import Statistic
+from monitors.lab.sections.fit import Candidate
+from monitors.lab.statistics import Floats, Ints, auroc_interval, tpr_at
+
+_MONITORS_PER_PASS = 256  # over the activations: bounds the memory of a shard's scores
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """A recipe with the out-of-fold score of each example."""
+
+    recipe: Recipe
+    scores: Floats  # [n_examples]
+
+
+def cross_validate(
+    recipes: Sequence[Recipe],
+    pooled: Pooled,
+    labels: Ints,
+    fold: Ints,
+    *,
+    statistic: Statistic = "max",
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Judged]:
+    """Fit each recipe once per fold on the others, and score each example by the monitor that never saw it.
+
+    The scores are the run-time statistic: the monitor's own aggregator, streamed over the request's tokens.
+    """
+    names = np.unique(fold)
+    total = len(recipes) * len(names)
+    per_pass = max(1, _MONITORS_PER_PASS // len(names))
+    judged: list[Judged] = []
+    for start in range(0, len(recipes), per_pass):
+        part = recipes[start : start + per_pass]
+        monitors = []
+        for recipe in part:
+            for one in names:
+                indices = np.flatnonzero(fold != one)
+                monitors.append(fit(recipe, pooled, indices.tolist(), labels[indices], seed=seed))
+                progress(start * len(names) + len(monitors), total)
+        by_phase = {recipe.phase for recipe in part}
+        scorer = Scorer(monitors)
+        scores = {
+            phase: scorer.maxima(pooled.acts, phase)
+            if statistic == "max"
+            else scorer.lasts(pooled.acts, phase)
+            for phase in by_phase
+        }
+        for number, recipe in enumerate(part):
+            columns = number * len(names) + np.searchsorted(names, fold)
+            own = scores[recipe.phase][np.arange(len(labels)), columns]
+            judged.append(Judged(recipe, own))
+    return judged
+
+
+def candidate(
+    judged: Judged, labels: Ints, groups: "np.ndarray[tuple[int], np.dtype[np.str_]]", seed: int
+) -> Candidate:
+    """The figures of a judged recipe, as a card holds them."""
+    at_1pct = tpr_at(labels, judged.scores, 0.01)
+    return Candidate(
+        recipe=judged.recipe.to_part(),
+        auroc=auroc_interval(labels, judged.scores, groups, seed),
+        tpr_at_1pct=at_1pct.value if at_1pct else None,
+    )
+
+
+def best(candidates: Sequence[Candidate]) -> int:
+    """The index of the highest AUROC; of equal ones the highest TPR at 1 % FPR, then the first."""
+    return max(
+        range(len(candidates)),
+        key=lambda i: (round(candidates[i].auroc.value, 6), candidates[i].tpr_at_1pct or 0.0, -i),
+    )

@@ -1,0 +1,36 @@
+"""What a trainer is given, and what it is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from monitors.aggregate import AggregatorSpec
+from monitors.base import Transform
+from monitors.lab.pooling import Pooled
+from monitors.lab.sections.base import Phase
+from monitors.lab.statistics import Ints
+from monitors.types import HookPoint
+
+Settings = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """Labelled examples at hook points. labels[k] belongs to indices[k]."""
+
+    pooled: Pooled
+    indices: tuple[int, ...]
+    labels: Ints
+    hook_points: tuple[HookPoint, ...]
+    phase: Phase
+    exclude_first: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """One way to fit a transform."""
+
+    train: Callable[[Task, Settings], Transform]
+    settings: Settings  # with their defaults
+    trained_with: Callable[[Settings], AggregatorSpec]  # how scores were aggregated while fitting
+    all_layers: bool = False  # reads every hook point at once, so that there is no layer to choose

@@ -1,0 +1,183 @@
+"""`interlock monitor fit`: from labelled examples to a monitor."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from server.config import DEMO
+from server.lab import options
+from server.lab.run import progress_bar, told
+
+if TYPE_CHECKING:
+    from monitors.aggregate import AggregatorSpec
+    from monitors.lab.fitting import Fitted
+    from monitors.lab.sections.base import Phase
+    from monitors.types import HookPoint
+
+
+def fit(
+    *,
+    name: Annotated[
+        str, typer.Option("--name", help="The monitor's name, as policies write it: prompt.NAME.")
+    ],
+    data: options.Data,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write. Default: monitors/NAME.", file_okay=False)
+    ] = None,
+    model: options.Model = None,
+    phase: Annotated[
+        str | None,
+        typer.Option(
+            "--phase", help="prompt or response. Default: response if every example has a reply, else prompt."
+        ),
+    ] = None,
+    layers: Annotated[
+        list[int] | None,
+        typer.Option("--layers", help="Block outputs to try; may be repeated. Default: all."),
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kind",
+            help="logistic, mass_mean, lda, sliding_window (one layer each); logistic_layers, multilayer (all layers at once); may be repeated. Default: logistic.",
+        ),
+    ] = None,
+    aggregator: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--aggregator",
+            help="How the server aggregates over tokens: mean, max, ema:0.12, rolling_mean:8, max_rolling_mean:8 …; may be repeated. "
+            "Default: mean and ema:0.12 (an encoder: mean).",
+        ),
+    ] = None,
+    penalty: Annotated[
+        list[float] | None,
+        typer.Option("--penalty", help="L2 penalty of logistic; may be repeated. Default: 1 and 30."),
+    ] = None,
+    num_folds: Annotated[int, typer.Option("--folds", help="Of cross-validation.", min=2, max=50)] = 5,
+    exclude_first: Annotated[
+        int,
+        typer.Option("--exclude-first", help="Tokens of the prompt that are not read, such as BOS.", min=0),
+    ] = 0,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longer examples are cut.", min=1)] = 512,
+    text_field: options.TextField = "text",
+    label_field: options.LabelField = "label",
+    group_field: options.GroupField = "group",
+    positive: options.Positive = None,
+    cache: options.Cache = options.DEFAULT_CACHE,
+    seed: options.Seed = 0,
+) -> None:
+    """Fit a monitor: try layers, kinds and aggregators by cross-validation, keep the best, refit it on everything.
+
+    Every candidate is judged by what the server will compute: its running score over the tokens of a request, the largest
+    of which is the request's. TF-IDF on the same folds and random directions at each layer stand beside it: a monitor that
+    does not beat them knows nothing. Examples of one group never stand on both sides of a split.
+
+    Example: `interlock monitor fit --name harm --data train.jsonl --kind logistic --kind mass_mean`
+    """
+    with told():
+        from monitors.aggregate import AggregatorSpec  # noqa: PLC0415
+        from monitors.artifacts import save_monitor  # noqa: PLC0415
+        from monitors.lab.card import CARD_FILE, write_card  # noqa: PLC0415
+        from monitors.lab.dataset import Columns, read_dataset  # noqa: PLC0415
+        from monitors.lab.fitting import Search, fit_monitor  # noqa: PLC0415
+        from server.lab.subject import load_subject  # noqa: PLC0415
+
+        columns = Columns(text_field, label_field, group_field, tuple(positive or ("1", "true")))
+        examples = read_dataset(data, columns)
+        subject = load_subject(model or str(DEMO / "model"), max_tokens=max_tokens)
+        default = ["mean", "ema:0.12"] if subject.is_causal else ["mean"]
+        search = Search(
+            kinds=tuple(kind or ["logistic"]),
+            hook_points=_hook_points(layers, subject.hook_points),
+            aggregators=tuple(_aggregator(text, AggregatorSpec) for text in aggregator or default),
+            penalties=tuple(penalty or (1.0, 30.0)),
+            phase=_phase(phase),
+            num_folds=num_folds,
+            exclude_first=exclude_first,
+            seed=seed,
+        )
+        with progress_bar("activations") as reading, progress_bar("fits") as fitting:
+            fitted = fit_monitor(name, subject, examples, search, cache, reading=reading, fitting=fitting)
+        folder = out or Path("monitors") / name
+        save_monitor(
+            fitted.monitor, folder, fingerprint=subject.fingerprint, tokenizer_hash=subject.tokenizer_hash
+        )
+        write_card(fitted.card(folder, subject.fingerprint), folder)
+    _show(fitted)
+    typer.echo(f"wrote {folder} (monitor.json, weights.safetensors, {CARD_FILE})")
+    if not subject.is_causal:
+        typer.echo("This model is an encoder: the monitor can be measured, but not served.")
+    typer.echo(f"next: interlock monitor calibrate {folder} --data benign.jsonl")
+
+
+def _hook_points(layers: list[int] | None, known: "tuple[HookPoint, ...]") -> "tuple[HookPoint, ...]":
+    if layers is None:
+        return known
+    for layer in layers:
+        if not 0 <= layer < len(known):
+            raise ValueError(f"--layers {layer}: the model has layers 0 to {len(known) - 1}")
+    return tuple(known[layer] for layer in sorted(set(layers)))
+
+
+def _aggregator(text: str, spec: "type[AggregatorSpec]") -> "AggregatorSpec":
+    """`ema:0.12`, `rolling_mean:8`, `mean`."""
+    kind, _, parameter = text.partition(":")
+    try:
+        if not parameter:
+            return spec(kind)
+        return spec(kind, alpha=float(parameter)) if kind == "ema" else spec(kind, window=int(parameter))
+    except ValueError as error:
+        raise ValueError(
+            f"--aggregator {text}: {error}; write for example mean, ema:0.12 or rolling_mean:8"
+        ) from error
+
+
+def _phase(phase: str | None) -> "Phase | None":
+    match phase:
+        case None | "prompt" | "response":
+            return phase
+        case _:
+            raise ValueError(f"--phase {phase}: must be prompt or response")
+
+
+def _show(fitted: "Fitted") -> None:
+    section = fitted.section
+    table = Table(
+        title=f"{section.num_examples} examples ({section.num_positive} positive), {section.num_folds} folds over "
+        f"{section.num_groups} groups; by {section.statistic} of the running score"
+    )
+    for heading in (
+        "kind",
+        "layer",
+        "aggregator",
+        "settings",
+        "AUROC (95 %)",
+        "TPR at 1 % FPR",
+        "random, mean (best)",
+    ):
+        table.add_column(heading)
+    random = {one.hook_point: one.random for one in section.random}
+    for found in section.candidates:
+        recipe = found.recipe
+        last = recipe.hook_points[-1]
+        layer = last.split(".")[1] if len(recipe.hook_points) == 1 else f"all {len(recipe.hook_points)}"
+        parameter = recipe.aggregator.alpha or recipe.aggregator.window
+        beside = random.get(last)
+        table.add_row(
+            recipe.trainer,
+            layer,
+            recipe.aggregator.kind + (f":{parameter:g}" if parameter else ""),
+            ", ".join(f"{key} {value:g}" for key, value in recipe.settings.items()),
+            f"{found.auroc.value:.3f} ({found.auroc.low:.3f} to {found.auroc.high:.3f})",
+            "too few" if found.tpr_at_1pct is None else f"{found.tpr_at_1pct:.1%}",
+            f"{beside.mean_auroc:.3f} ({beside.best_auroc:.3f})" if beside else "",
+            style="bold" if recipe == section.recipe else None,
+        )
+    words = section.tfidf_auroc
+    table.add_section()
+    table.add_row("TF-IDF", "", "", "", f"{words.value:.3f} ({words.low:.3f} to {words.high:.3f})", "", "")
+    Console().print(table)

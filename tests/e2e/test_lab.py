@@ -1,0 +1,100 @@
+"""The lab's commands, one after the other, on the demo model with mild data."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from server.cli import app
+
+_ANIMALS = ("owls", "bees", "cows", "frogs", "otters", "geese", "foxes", "moles")
+_PLANTS = ("roses", "tulips", "ferns", "basil", "garlic", "onions", "pansies", "mint")
+_ASKS = ("What about {}?", "Tell me about {}.", "I like {}.", "Do you know {}?")
+
+
+def write(path: Path, subjects: tuple[tuple[str, int], ...], asks: tuple[str, ...] = _ASKS) -> Path:
+    """One conversation per subject and wording; a subject is a group."""
+    lines = [
+        {"messages": [{"role": "user", "content": ask.format(name)}], "label": label, "group": name}
+        for name, label in subjects
+        for ask in asks
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def interlock(*words: object) -> Result:
+    return CliRunner().invoke(app, list(map(str, words)))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, and a monitor that was fitted on it: does the user ask about animals or about plants?"""
+    folder = tmp_path_factory.mktemp("lab")
+    subjects = tuple((name, 1) for name in _ANIMALS) + tuple((name, 0) for name in _PLANTS)
+    data = write(folder / "train.jsonl", subjects)
+    done = interlock(
+        "monitor", "fit", "--name", "animals", "--data", data, "--out", folder / "animals", "--cache", folder / "acts",
+        "--layers", 1, "--layers", 2, "--aggregator", "mean", "--penalty", 1,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+def test_fit_writes_a_monitor_with_the_figures_that_it_was_chosen_by(lab: Path):
+    monitor = json.loads((lab / "animals/monitor.json").read_text())
+    fit = json.loads((lab / "animals/card.json").read_text())["fit"]
+    assert (monitor["name"], monitor["kind"], monitor["link"]) == ("animals", "linear", "sigmoid")
+    assert monitor["evidence"]["auroc"] == pytest.approx(
+        max(c["auroc"]["value"] for c in fit["candidates"]), abs=1e-4
+    )
+    assert monitor["weights_sha256"] == fit["weights_sha256"]
+    assert (fit["num_examples"], fit["num_groups"], len(fit["candidates"]), len(fit["random"])) == (
+        64,
+        16,
+        2,
+        2,
+    )
+
+
+def test_the_report_of_a_fitted_monitor_says_what_is_missing(lab: Path):
+    done = interlock("monitor", "report", lab / "animals", "--out", lab / "page.html")
+    assert done.exit_code == 0, done.output
+    assert "May log and annotate." in done.output
+    assert "verify: missing; run: interlock monitor verify" in done.output
+    assert "AUROC by layer" in (lab / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--layers", "9"), "the model has layers 0 to 5"),
+        (("--kind", "magic"), "unknown kind 'magic'; known: logistic"),
+        (("--aggregator", "ema:2"), "alpha is 2"),
+        (("--aggregator", "median"), "unknown aggregator 'median'"),
+        (("--phase", "both"), "must be prompt or response"),
+        (("--phase", "response"), "has no token in the response"),
+        (("--label-field", "topic"), "64 of 64 examples have no label"),
+        (("--positive", "yes"), "none of 64 examples is positive"),
+        (("--folds", "9"), "positive examples are of 8 groups"),
+        (("--model", "no/such/model"), "can't read a model's config"),
+    ],
+)
+def test_what_fit_can_not_use_is_one_message(lab: Path, words: tuple[str, ...], told: str):
+    done = interlock(
+        "monitor",
+        "fit",
+        "--name",
+        "x",
+        "--data",
+        lab / "train.jsonl",
+        "--out",
+        lab / "x",
+        "--cache",
+        lab / "acts",
+        *words,
+    )
+    assert done.exit_code == 2, done.output
+    assert told in " ".join(done.output.split())
+    assert not (lab / "x").exists()

@@ -1,0 +1,165 @@
+"""Fitting: trainers find what was planted and nothing else; folds, baselines and the sweep are honest."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitors.aggregate import AggregatorSpec
+from monitors.lab.baselines import folds, random_figures, random_monitors, tfidf_out_of_fold
+from monitors.lab.pooling import Pooled
+from monitors.lab.recipes import Recipe, fit
+from monitors.lab.scoring import Scorer
+from monitors.lab.statistics import auroc
+from monitors.lab.sweep import best, candidate, cross_validate
+from monitors.lab.trainers import TRAINERS
+from monitors.lab.trainers.sliding_window import window_loss
+from tests.unit.monitors.lab.synthetic import PLANTED, POINTS, direction, planted
+
+MEAN = AggregatorSpec("mean")
+
+
+def recipe(trainer: str, **rest: object) -> Recipe:
+    points = POINTS if TRAINERS[trainer].all_layers else (PLANTED,)
+    quick = {"epochs": 8.0} if "epochs" in TRAINERS[trainer].settings else {}
+    return Recipe(trainer, points, "prompt", MEAN, settings=quick, **rest)
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory: pytest.TempPathFactory) -> Pooled:
+    return Pooled(planted(tmp_path_factory.mktemp("acts")))
+
+
+@pytest.mark.parametrize("trainer", list(TRAINERS))
+def test_every_trainer_finds_the_planted_direction(pooled: Pooled, trainer: str):
+    labels = pooled.acts.labels
+    monitor = fit(recipe(trainer), pooled, range(len(labels)), labels)
+    weight = monitor.transform.columns[-1].weight.numpy()  # the planted hook point stands last
+    assert weight @ direction() / np.linalg.norm(weight) > 0.85
+    fresh = planted(pooled.acts.folder / trainer, seed=1)
+    assert auroc(fresh.labels, Scorer([monitor]).lasts(fresh, "prompt")[:, 0]) > 0.95
+
+
+@pytest.mark.parametrize("trainer", list(TRAINERS))
+def test_no_trainer_finds_anything_in_shuffled_labels(pooled: Pooled, trainer: str):
+    labels = np.random.default_rng(3).permutation(pooled.acts.labels)
+    monitor = fit(recipe(trainer), pooled, range(len(labels)), labels)
+    fresh = planted(pooled.acts.folder / f"{trainer}-sham", seed=2, strength=0.0)
+    assert abs(auroc(fresh.labels, Scorer([monitor]).lasts(fresh, "prompt")[:, 0]) - 0.5) < 0.15
+
+
+@pytest.mark.parametrize("trainer", ["logistic", "mass_mean", "lda", "sliding_window"])
+def test_a_massive_channel_does_not_drown_the_others(tmp_path, trainer: str):
+    pooled = Pooled(planted(tmp_path / "a", scale=1e4))
+    labels = pooled.acts.labels
+    monitor = fit(recipe(trainer), pooled, range(len(labels)), labels)
+    fresh = planted(tmp_path / "b", seed=1, scale=1e4)
+    assert auroc(fresh.labels, Scorer([monitor]).lasts(fresh, "prompt")[:, 0]) > 0.9
+
+
+def test_a_probe_of_pooled_rows_scores_a_request_as_it_did_in_training(pooled: Pooled):
+    labels = pooled.acts.labels
+    monitor = fit(recipe("logistic"), pooled, range(len(labels)), labels)
+    column = monitor.transform.columns[0]
+    x = torch.tensor(pooled.rows(PLANTED, "prompt"), dtype=torch.float32)
+    logits = column.evaluate(x).double()
+    np.testing.assert_allclose(
+        Scorer([monitor]).lasts(pooled.acts, "prompt")[:, 0], torch.sigmoid(logits), rtol=1e-4
+    )
+
+
+@given(st.integers(1, 24), st.integers(1, 30), st.sampled_from([0.5, 1.0, 4.0]), st.integers(0, 1))
+@settings(deadline=None)
+def test_the_window_loss_is_its_definition(window: int, length: int, temperature: float, label: int):
+    z = torch.randn(
+        length, generator=torch.Generator().manual_seed(length * 31 + window), dtype=torch.float64
+    )
+    if length < window:
+        means = [z.mean()]
+    else:
+        means = [z[t - window + 1 : t + 1].mean() for t in range(window - 1, length)]
+    weights = np.exp([m.item() / temperature for m in means])
+    weights /= weights.sum()
+    bce = [-np.log(1 / (1 + np.exp(-m.item() if label else m.item()))) for m in means]
+    found = window_loss(z, torch.tensor(float(label), dtype=torch.float64), window, temperature)
+    assert found.item() == pytest.approx(float(weights @ bce))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 14), st.integers(0, 1)), min_size=30, max_size=90), st.integers(0, 3)
+)
+@settings(deadline=None)
+def test_folds_keep_groups_whole(rows, seed):
+    groups = np.array([f"g{g}" for g, _ in rows])
+    labels = np.array([label for _, label in rows])
+    if min(len(set(groups[labels == k])) for k in (0, 1)) < 3:
+        with pytest.raises(ValueError, match="folds need at least as many"):
+            folds(labels, groups, 3, seed)
+        return
+    fold = folds(labels, groups, 3, seed)
+    assert all(len(set(fold[groups == g])) == 1 for g in groups)
+
+
+def test_cross_validation_scores_each_example_by_a_monitor_that_never_saw_it(pooled: Pooled):
+    labels, groups = pooled.acts.labels, pooled.acts.groups
+    fold = folds(labels, groups, 4, 0)
+    (judged,) = cross_validate([recipe("logistic")], pooled, labels, fold)
+    for one in range(4):
+        outside = np.flatnonzero(fold != one)
+        monitor = fit(recipe("logistic"), pooled, outside.tolist(), labels[outside])
+        expected = Scorer([monitor]).maxima(pooled.acts, "prompt")[:, 0]
+        np.testing.assert_allclose(judged.scores[fold == one], expected[fold == one], rtol=1e-5)
+
+
+def test_the_sweep_chooses_the_layer_where_something_was_planted(pooled: Pooled):
+    labels, groups = pooled.acts.labels, pooled.acts.groups
+    recipes = [Recipe("logistic", (point,), "prompt", MEAN) for point in POINTS]
+    judged = cross_validate(recipes, pooled, labels, folds(labels, groups, 4, 0))
+    candidates = [candidate(one, labels, groups, 0) for one in judged]
+    assert recipes[best(candidates)].hook_points == (PLANTED,)
+    assert candidates[1].auroc.value > 0.9
+    assert abs(candidates[0].auroc.value - 0.5) < 0.15
+
+
+def test_random_directions_come_in_pairs_of_opposites_and_are_drawn_where_activations_vary(tmp_path):
+    pooled = Pooled(planted(tmp_path, scale=100.0))
+    monitors = random_monitors(pooled, PLANTED, "prompt", MEAN)
+    weights = np.stack([m.transform.columns[0].weight.numpy() for m in monitors])
+    np.testing.assert_allclose(weights[::2], -weights[1::2])
+    assert np.abs(weights[:, 0]).mean() > 0.9  # the massive channel dominates the covariance
+
+
+def test_random_directions_read_less_than_the_probe(pooled: Pooled):
+    found = random_figures(pooled, pooled.acts.labels, PLANTED, "prompt", MEAN, statistic="last")
+    assert 0.5 <= found.mean_auroc <= found.p95_auroc <= found.best_auroc
+    assert found.mean_auroc < 0.85
+
+
+def test_words_that_say_nothing_give_tf_idf_nothing(pooled: Pooled):
+    labels = pooled.acts.labels
+    fold = folds(labels, pooled.acts.groups, 4, 0)
+    assert abs(auroc(labels, tfidf_out_of_fold(pooled.acts.examples, labels, fold)) - 0.5) < 0.15
+
+
+def test_a_recipe_survives_its_card(pooled: Pooled):
+    for trainer in TRAINERS:
+        one = recipe(trainer, exclude_first=1)
+        assert Recipe.from_part(one.to_part()) == one
+
+
+def test_a_recipe_names_what_it_does_not_know():
+    with pytest.raises(ValueError, match=r"unknown trainer 'magic'; known: logistic"):
+        Recipe("magic", POINTS, "prompt", MEAN)
+    with pytest.raises(ValueError, match=r"no setting depth; it has penalty"):
+        Recipe("logistic", POINTS, "prompt", MEAN, settings={"depth": 3})
+
+
+def test_one_class_is_refused(pooled: Pooled):
+    with pytest.raises(ValueError, match="both positive and negative"):
+        fit(recipe("logistic"), pooled, [0, 2], np.zeros(2, dtype=np.int64))
+
+
+def test_an_example_without_a_token_in_scope_is_named(pooled: Pooled):
+    with pytest.raises(ValueError, match=r"'row:\d+' has no token in the response"):
+        pooled.rows(PLANTED, "response")
