@@ -1,8 +1,9 @@
 """Steering: what is added to rows of the residual stream, and the limits on it."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from monitors.types import CausalVerdict, HookPoint
 
 MAX_NORM_RATIO = 0.3  # largest ||dx|| / ||x||; published ranges are .15 to .3 (science, section 3)
 
+_ROUNDING = 1e-6  # of float32, relative to a row's norm
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Direction:
@@ -20,6 +23,14 @@ class Direction:
     hook_point: HookPoint
     vector: Tensor  # [d_model] float32; for SAE operations the feature's decoder row
     encoder: Column | None = None  # SAE operations: reads the feature's activation at the same point
+    offset: float | None = None  # affine: mu- . vh, where rows of the class without the behaviour lie
+    gap: float | None = None  # affine: (mu+ - mu-) . vh
+    tau: float = 0.0  # cosine_gated: rows with |cos(x, v)| up to this are left alone
+
+    @property
+    def unit(self) -> Tensor:
+        """vh = v / ||v||, [d_model]."""
+        return self.vector / torch.linalg.vector_norm(self.vector)
 
     def to(self, device: torch.device) -> Self:
         encoder = self.encoder and self.encoder.to(device)
@@ -41,6 +52,20 @@ def ablate(x: Tensor, direction: Direction, strength: Tensor) -> Tensor:
     return -strength * (x * v).sum(dim=1, keepdim=True) / (v * v).sum() * v
 
 
+def affine(x: Tensor, direction: Direction, strength: Tensor) -> Tensor:
+    """x - proj_v(x) + proj_v(mu-) + strength * (mu+ - mu-) along v: 0 is the mean of one class, 1 of the other (ACE, 2411.09003)."""
+    if direction.offset is None or direction.gap is None:
+        raise ValueError(f"{direction.hook_point}: affine needs the offset and the gap of the classes")
+    projection = (x * direction.unit).sum(dim=1, keepdim=True)
+    return (direction.offset + strength * direction.gap - projection) * direction.unit
+
+
+def cosine_gated(x: Tensor, direction: Direction, strength: Tensor) -> Tensor:
+    """x + strength * vh * max(0, |cos(x, vh)| - tau): rows that have nothing to do with v are left alone."""
+    cosine = (x * direction.unit).sum(dim=1, keepdim=True) / row_norm(x)
+    return strength * (cosine.abs() - direction.tau).clamp(min=0.0) * direction.unit
+
+
 def sae_clamp(x: Tensor, direction: Direction, strength: Tensor) -> Tensor:
     """Set the feature's activation to `strength`, by decoder delta: the SAE's error term stays as it is."""
     return _decoder_delta(x, direction, lambda a: strength - a)
@@ -49,6 +74,11 @@ def sae_clamp(x: Tensor, direction: Direction, strength: Tensor) -> Tensor:
 def sae_scale(x: Tensor, direction: Direction, strength: Tensor) -> Tensor:
     """Multiply the feature's activation by `strength`; 0 removes the feature."""
     return _decoder_delta(x, direction, lambda a: strength * a - a)
+
+
+def sae_cap(x: Tensor, direction: Direction, strength: Tensor) -> Tensor:
+    """Let the feature's activation be at most `strength`; where it is lower, nothing changes."""
+    return _decoder_delta(x, direction, lambda a: torch.minimum(a, strength) - a)
 
 
 def _decoder_delta(x: Tensor, direction: Direction, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -62,12 +92,18 @@ def _decoder_delta(x: Tensor, direction: Direction, change: Callable[[Tensor], T
 OPERATIONS: Mapping[str, Operation] = {
     "add": add,
     "ablate": ablate,
+    "affine": affine,
+    "cosine_gated": cosine_gated,
     "sae_clamp": sae_clamp,
     "sae_scale": sae_scale,
+    "sae_cap": sae_cap,
 }
 
 
-_REMOVING = frozenset({"ablate"})
+Norm = Literal["none", "preserve"]
+"""preserve: x' is turned towards the edited row, and keeps the length of x."""
+
+_REMOVING = frozenset({"ablate", "sae_cap"})
 """Operations that take a direction away. All others write it."""
 
 
@@ -82,6 +118,7 @@ class SteeringVector:
     gap: float | None = None  # distance of the class means along the direction, to read a strength against
     version: str = "0"
     verdict: CausalVerdict | None = None  # None: not tested
+    norm: Norm = "none"
 
     def __post_init__(self) -> None:
         if self.operation not in OPERATIONS:
@@ -108,6 +145,14 @@ class SteeringVector:
             raise ValueError(
                 f"steering vector {self.name!r}: {self.operation} needs the feature's encoder row"
             )
+        if self.operation == "affine" and not all(
+            direction.offset is not None and direction.gap for direction in self.directions
+        ):
+            raise ValueError(
+                f"steering vector {self.name!r}: affine needs an offset and a gap other than 0 at each hook point"
+            )
+        if not all(0 <= direction.tau < 1 for direction in self.directions):
+            raise ValueError(f"steering vector {self.name!r}: tau must be at least 0 and below 1")
 
     @property
     def steerable(self) -> bool | None:
@@ -137,8 +182,26 @@ def steer(x: Tensor, vector: SteeringVector, direction: Direction, strength: Ten
     """
     rows = x.float()
     delta = OPERATIONS[vector.operation](rows, direction, strength)
-    limit = vector.max_norm_ratio * row_norm(rows)
-    delta = delta * (limit / row_norm(delta)).clamp(max=1.0).nan_to_num(nan=0.0)
-    steered = (rows + delta).to(x.dtype)
+    if vector.norm == "preserve":
+        edited = _turned(rows, rows + delta, vector.max_norm_ratio)
+    else:
+        limit = vector.max_norm_ratio * row_norm(rows)
+        edited = rows + delta * (limit / row_norm(delta)).clamp(max=1.0).nan_to_num(nan=0.0)
+    steered = edited.to(x.dtype)
     usable = steered.isfinite().all(dim=1, keepdim=True)
     return torch.where(usable, steered, x), (~usable).sum()
+
+
+def _turned(x: Tensor, towards: Tensor, max_norm_ratio: float) -> Tensor:
+    """x turned to the direction of `towards` at its own length, or less far: ||x' - x|| <= max_norm_ratio * ||x||.
+
+    Scaling x' back after the cap could go beyond it, and capping after scaling would lose the length; an angle keeps both.
+    A row that would be reversed exactly has no plane to turn in, and stays.
+    """
+    unit = x / row_norm(x)
+    along = (towards * unit).sum(dim=1, keepdim=True)
+    across = towards - along * unit
+    height = row_norm(across)
+    angle = torch.atan2(height, along).clamp(max=2 * math.asin(min(1.0, max_norm_ratio / 2)))
+    turned = row_norm(x) * (angle.cos() * unit + angle.sin() * across / height)
+    return torch.where(height <= _ROUNDING * row_norm(towards), x, turned)

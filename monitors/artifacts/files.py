@@ -12,7 +12,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from monitors.base import Calibration, Evidence, Link
-from monitors.steering import MAX_NORM_RATIO
+from monitors.steering import MAX_NORM_RATIO, Norm
 from monitors.types import CausalVerdict
 
 MONITOR_FILE, VECTOR_FILE, WEIGHTS_FILE = "monitor.json", "vector.json", "weights.safetensors"
@@ -99,6 +99,7 @@ class VectorFile(ArtifactFile):
     schema_: Literal["interlock.vector/v1"] = Field(default="interlock.vector/v1", alias="schema")
     operation: str
     max_norm_ratio: float = Field(default=MAX_NORM_RATIO, gt=0)
+    norm: Norm = "none"
     gap: float | None = None
     evidence: VectorEvidenceFile | None = None
 

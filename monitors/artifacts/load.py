@@ -1,7 +1,7 @@
 """Reads artifacts for one model. What does not fit the model, or is not what was saved, is refused."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -141,6 +141,7 @@ class _Reader:
                 file.gap,
                 file.version,
                 verdict=file.evidence.verdict if file.evidence else None,
+                norm=file.norm,
             )
         except ValueError as error:
             raise ArtifactError(f"{path}: {error}") from error
@@ -167,8 +168,7 @@ class _Reader:
             feature = SaeFeature.restore(hook_points, tensors, file.params)
             directions: tuple[Direction, ...] = (feature.direction,)
         else:
-            expect_tensors(tensors, {"vector": (len(hook_points), "d_model")})
-            directions = tuple(map(Direction, hook_points, tensors["vector"]))
+            directions = _plain_directions(file, hook_points, tensors)
         self._check_width(tensors, [direction.vector for direction in directions])
         return directions
 
@@ -232,6 +232,30 @@ class _Reader:
                 raise ValueError(
                     f"weights have shapes {shapes}; this model's d_model is {self._model.d_model}"
                 )
+
+
+def _plain_directions(
+    file: VectorFile, hook_points: Sequence[HookPoint], tensors: Mapping[str, Tensor]
+) -> tuple[Direction, ...]:
+    shapes: dict[str, tuple[int | str, ...]] = {"vector": (len(hook_points), "d_model")}
+    if file.operation == "affine":
+        shapes |= {"offset": (len(hook_points),), "gap": (len(hook_points),)}
+    expect_tensors(tensors, shapes)
+    tau = file.params.get("tau", 0.0)
+    if (
+        file.params.keys() - {"tau"}
+        or isinstance(tau, str)
+        or ("tau" in file.params) != (file.operation == "cosine_gated")
+    ):
+        raise ValueError(
+            f"has params {file.params}; {file.operation} needs "
+            + ("only the number 'tau'" if file.operation == "cosine_gated" else "none")
+        )
+    directions = tuple(Direction(p, v, tau=tau) for p, v in zip(hook_points, tensors["vector"], strict=True))
+    if file.operation != "affine":
+        return directions
+    offsets, gaps = tensors["offset"].tolist(), tensors["gap"].tolist()
+    return tuple(replace(d, offset=o, gap=g) for d, o, g in zip(directions, offsets, gaps, strict=True))
 
 
 def _check_unique(path: Path, what: str, names: Sequence[str]) -> None:

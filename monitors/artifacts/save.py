@@ -83,6 +83,7 @@ def save_vector(
         weights_sha256=_save_weights(folder, tensors, sae),
         sae=sae,
         max_norm_ratio=vector.max_norm_ratio,
+        norm=vector.norm,
         gap=vector.gap,
         evidence=VectorEvidenceFile(verdict=vector.verdict) if vector.verdict else None,
     )
@@ -93,7 +94,11 @@ def _vector_parts(vector: SteeringVector) -> tuple[Mapping[str, Tensor], Params]
     """Tensors and params: those of its SAE feature, or the directions as one matrix."""
     first = vector.directions[0]
     if first.encoder is None:
-        return {"vector": torch.stack([direction.vector for direction in vector.directions])}, {}
+        tensors = {"vector": torch.stack([direction.vector for direction in vector.directions])}
+        if vector.operation == "affine":
+            tensors["offset"] = torch.tensor([direction.offset for direction in vector.directions])
+            tensors["gap"] = torch.tensor([direction.gap for direction in vector.directions])
+        return tensors, {"tau": first.tau} if vector.operation == "cosine_gated" else {}
     if len(vector.directions) != 1:
         raise ValueError(f"steering vector {vector.name!r}: an SAE feature has one hook point")
     column = first.encoder

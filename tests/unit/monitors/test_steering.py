@@ -1,6 +1,7 @@
 """Steering operations against their formulas, and the limits on every change."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,6 +40,53 @@ def test_ablate_removes_the_direction_and_nothing_else():
     unit = v / v.norm()
     torch.testing.assert_close(steered @ unit, torch.zeros(5), atol=1e-6, rtol=0)
     torch.testing.assert_close(steered, x - (x @ unit)[:, None] * unit)
+
+
+def test_affine_puts_the_projection_between_the_class_means_and_changes_nothing_else():
+    x, v = randn(6, D), 3 * randn(D, seed=1)
+    unit = v / v.norm()
+    low, high = 0.4 * unit + randn(D, seed=2), 2.9 * unit + randn(D, seed=3)
+    direction = Direction(POINT, v, offset=float(low @ unit), gap=float((high - low) @ unit))
+    for strength in (0.0, 1.0, 0.5):
+        steered, _ = apply("affine", direction, x, strength)
+        project = lambda h: (h @ unit)[..., None] * unit  # noqa: E731
+        plain = x - project(x) + project(low) + strength * project(high - low)
+        torch.testing.assert_close(steered, plain)
+    steered, _ = apply("affine", direction, x, 0.0)
+    torch.testing.assert_close(steered @ unit, (low @ unit).expand(6))
+
+
+def test_the_cosine_gate_leaves_unrelated_rows_alone():
+    x, v = randn(200, D), randn(D, seed=1)
+    steered, _ = apply("cosine_gated", Direction(POINT, v, tau=0.2), x, 3.0)
+    cosine = torch.cosine_similarity(x, v[None], dim=1)
+    unit = v / v.norm()
+    torch.testing.assert_close(steered, x + 3.0 * torch.relu(cosine.abs() - 0.2)[:, None] * unit)
+    unrelated = cosine.abs() <= 0.2
+    assert unrelated.any()
+    assert torch.equal(steered[unrelated], x[unrelated])
+
+
+@pytest.mark.parametrize("max_norm_ratio", [1e9, 0.3, 0.05])
+def test_a_preserved_norm_is_kept_within_the_cap(max_norm_ratio):
+    x, v = randn(50, D), randn(D, seed=1)
+    vector = SteeringVector("v", "add", (Direction(POINT, v),), max_norm_ratio, norm="preserve")
+    steered, dropped = steer(x, vector, vector.directions[0], torch.full((50, 1), 2.0))
+    torch.testing.assert_close(steered.norm(dim=1), x.norm(dim=1))
+    assert ((steered - x).norm(dim=1) <= max_norm_ratio * x.norm(dim=1) * (1 + 1e-4)).all()
+    assert dropped == 0
+    if max_norm_ratio > 2:
+        edited = x + 2.0 * v
+        plain = edited * x.norm(dim=1, keepdim=True) / edited.norm(dim=1, keepdim=True)
+        torch.testing.assert_close(steered, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_preserved_norm_drops_what_is_not_finite_and_keeps_rows_that_need_no_change():
+    x = torch.stack([torch.zeros(D), torch.ones(D), torch.ones(D)])
+    vector = SteeringVector("v", "add", (Direction(POINT, torch.ones(D)),), norm="preserve")
+    steered, dropped = steer(x, vector, vector.directions[0], torch.tensor([[math.nan], [0.0], [1.0]]))
+    assert torch.equal(steered, x)
+    assert dropped == 1
 
 
 RECTIFIERS = [Rectifier(), Rectifier(0.4), Rectifier(-0.3, 1.4, 0.1)]
@@ -95,14 +143,18 @@ def test_a_decoder_delta_equals_the_splice_with_its_error_term(scale, rectifier)
     )
     torch.testing.assert_close(scaled, sae.splice(x, 7, lambda a: 0 * a), rtol=1e-5, atol=1e-5)
     assert not torch.equal(scaled, x)
+    capped, _ = apply("sae_cap", sae.direction(7), x, 1.0)
+    torch.testing.assert_close(capped, sae.splice(x, 7, lambda a: a.clamp(max=1.0)), rtol=1e-5, atol=1e-5)
+    assert not torch.equal(capped, x)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_the_change_is_capped_relative_to_the_norm(operation):
     x = randn(50, D)
-    direction = Sae(Scale.NONE, Rectifier()).direction(3)
-    free, _ = apply(operation, direction, x, 40.0)
-    capped, _ = apply(operation, direction, x, 40.0, max_norm_ratio=0.2)
+    direction = replace(Sae(Scale.NONE, Rectifier()).direction(3), offset=0.5, gap=2.0)
+    strength = 0.0 if operation == "sae_cap" else 40.0
+    free, _ = apply(operation, direction, x, strength)
+    capped, _ = apply(operation, direction, x, strength, max_norm_ratio=0.2)
     change, free_change = capped - x, free - x
     assert (change.norm(dim=1) <= 0.2 * x.norm(dim=1) * (1 + 1e-5)).all()
     cosine = torch.cosine_similarity(change, free_change, dim=1)[free_change.norm(dim=1) > 0]
@@ -143,6 +195,8 @@ def test_the_result_has_the_models_dtype():
         ({"max_norm_ratio": 0.0}, "must be above 0"),
         ({"max_norm_ratio": math.nan}, "must be above 0"),
         ({"operation": "sae_clamp"}, "encoder row"),
+        ({"operation": "affine"}, "needs an offset and a gap"),
+        ({"directions": (Direction(POINT, torch.ones(D), tau=1.0),)}, "tau must be"),
     ],
 )
 def test_a_vector_that_cannot_work_is_refused(arguments, message):
@@ -153,10 +207,16 @@ def test_a_vector_that_cannot_work_is_refused(arguments, message):
 
 @pytest.mark.parametrize(
     ("operation", "allowing"),
-    [("add", {"write-handle", "causal"}), ("ablate", {"necessary", "causal"})],
+    [
+        ("add", {"write-handle", "causal"}),
+        ("ablate", {"necessary", "causal"}),
+        ("sae_cap", {"necessary", "causal"}),
+        ("affine", {"write-handle", "causal"}),
+    ],
 )
 def test_a_causal_test_allows_steering_in_the_direction_that_it_tested(operation, allowing):
-    directions = (Direction(POINT, torch.ones(D)),)
+    encoder = Column(POINT, torch.ones(D))
+    directions = (Direction(POINT, torch.ones(D), encoder, offset=0.0, gap=1.0),)
     verdicts = {v: SteeringVector("v", operation, directions, verdict=v).steerable for v in CausalVerdict}
     assert {verdict for verdict, steerable in verdicts.items() if steerable} == allowing
     assert SteeringVector("v", operation, directions).steerable is None

@@ -58,6 +58,10 @@ VECTORS = {
         "add", "add", (Direction(P0, randn(D)), Direction(P1, randn(D, seed=1))), 0.2, 4.5, "2"
     ),
     "ablate": SteeringVector("ablate", "ablate", (Direction(P0, randn(D)),)),
+    "affine": SteeringVector(
+        "affine", "affine", (Direction(P0, randn(D), offset=-0.5, gap=2.0),), norm="preserve"
+    ),
+    "cosine_gated": SteeringVector("gated", "cosine_gated", (Direction(P0, randn(D), tau=0.25),)),
     "sae_clamp": SteeringVector("sae_clamp", "sae_clamp", (sae_feature().direction,)),
 }
 

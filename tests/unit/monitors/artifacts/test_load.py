@@ -96,12 +96,15 @@ def test_a_vector_comes_back_as_it_was(tmp_path, operation, verdict):
     saved = replace(VECTORS[operation], verdict=verdict)
     save_vector(saved, tmp_path / "v", fingerprint=PRINT)
     loaded = load_vector(tmp_path / "v", MODEL)
-    facts = [(v.name, v.operation, v.max_norm_ratio, v.gap, v.version, v.verdict) for v in (loaded, saved)]
+    facts = [
+        (v.name, v.operation, v.max_norm_ratio, v.gap, v.version, v.verdict, v.norm) for v in (loaded, saved)
+    ]
     assert facts[0] == facts[1]
     x = torch.randn(5, D)
     for a, b in zip(loaded.directions, saved.directions, strict=True):
         assert a.hook_point == b.hook_point
         assert torch.equal(a.vector, b.vector)
+        assert (a.offset, a.gap, a.tau) == (b.offset, b.gap, b.tau)
         assert (a.encoder is None) == (b.encoder is None)
         if a.encoder is not None:
             assert torch.equal(a.encoder.evaluate(x), b.encoder.evaluate(x))
