@@ -2,6 +2,7 @@
 
 import typer
 
+from server.lab.calibrate import calibrate
 from server.lab.fit import fit
 from server.lab.report import report
 
@@ -24,4 +25,5 @@ sae_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="S
 vector_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Steering vectors.")
 
 monitor_app.command("fit")(fit)
+monitor_app.command("calibrate")(calibrate)
 monitor_app.command("report")(report)

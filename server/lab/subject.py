@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from monitors.fingerprint import model_fingerprint
 from monitors.hook_points import find_layers
@@ -24,6 +25,7 @@ def load_subject(
     max_tokens: int = 512,
 ) -> Subject:
     """Load a causal language model, or an encoder (to measure on). Raises EngineError or HookPointError."""
+    transformers_logging.disable_progress_bar()
     if _is_causal(source):
         loaded = load_model(source, device=device, dtype=dtype, layers_path=layers_path)
         return Subject(

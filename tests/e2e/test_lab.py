@@ -1,12 +1,17 @@
 """The lab's commands, one after the other, on the demo model with mild data."""
 
+import asyncio
 import json
 from pathlib import Path
 
+import openai
 import pytest
 from typer.testing import CliRunner, Result
 
+from server.assemble import assemble
 from server.cli import app
+from server.config import ServerConfig
+from tests.e2e.conftest import running
 
 _ANIMALS = ("owls", "bees", "cows", "frogs", "otters", "geese", "foxes", "moles")
 _PLANTS = ("roses", "tulips", "ferns", "basil", "garlic", "onions", "pansies", "mint")
@@ -98,3 +103,65 @@ def test_what_fit_can_not_use_is_one_message(lab: Path, words: tuple[str, ...], 
     assert done.exit_code == 2, done.output
     assert told in " ".join(done.output.split())
     assert not (lab / "x").exists()
+
+
+@pytest.fixture(scope="module")
+def calibrated(lab: Path) -> Path:
+    """The folder of monitors, with thresholds for the one that was fitted."""
+    benign = write(
+        lab / "benign.jsonl", tuple((name, 0) for name in (*_PLANTS, "a film", "the sea", "my shoes"))
+    )
+    fresh = write(lab / "fresh.jsonl", (("bread", 0), ("the moon", 0), ("music", 0), ("owls", 1)))
+    done = interlock(
+        "monitor", "calibrate", lab / "animals", "--data", benign, "--fpr", "0.2", "--fpr", "0.01", "--check", fresh,
+        "--cache", lab / "acts",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    budgets = json.loads((lab / "animals/card.json").read_text())["calibration"]["budgets"]
+    assert [(b["certified"], b["num_needed"]) for b in budgets] == [(True, 14), (False, 299)]
+    monitors = lab / "monitors"
+    monitors.mkdir()
+    (lab / "animals").rename(monitors / "animals")
+    return monitors
+
+
+POLICY = """
+apiVersion: interlock/v1
+kind: Policy
+metadata: {{name: animals, version: "1"}}
+rules:
+  - {{id: no-animals, when: "exceeds(prompt.animals, fpr={fpr})", then: {{block: {{}}}}}}
+tests:
+  - {{name: animals are blocked, given: {{prompt: {{animals: "1"}}}}, expect: {{action: block}}}}
+"""
+
+
+def test_a_policy_names_the_budget_that_calibration_certified(calibrated: Path, tmp_path: Path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(POLICY.format(fpr=0.2))
+    assert interlock("policy", "test", policy, "--monitors", calibrated).exit_code == 0
+    policy.write_text(POLICY.format(fpr=0.01))
+    refused = interlock("policy", "check", policy, "--monitors", calibrated)
+    assert refused.exit_code == 1
+    assert "299" in refused.output
+
+
+def test_the_calibrated_monitor_guards_a_running_server(calibrated: Path, tmp_path: Path):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(POLICY.format(fpr=0.2))
+    config = ServerConfig(policy=policy, monitors=calibrated, audit=None, served_model_name="demo")
+    service = assemble(config)
+    with running(service, tmp_path / "none") as live:
+        checked = service.canary.check(service.policies.in_force.monitors)
+        assert asyncio.run_coroutine_threadsafe(checked, live.loop).result(30) == ()
+        assert live.chat("Tell me about garlic.", max_tokens=4).choices[0].message.content
+        with pytest.raises(openai.BadRequestError) as blocked:
+            live.chat("Tell me about otters.", max_tokens=4)
+        assert blocked.value.code == "content_filter"
+
+
+def test_calibrating_on_positives_only_is_one_message(lab: Path, calibrated: Path):
+    data = write(lab / "positives.jsonl", (("owls", 1),))
+    done = interlock("monitor", "calibrate", calibrated / "animals", "--data", data, "--cache", lab / "acts")
+    assert done.exit_code == 2
+    assert "none of 4 examples is labelled benign" in " ".join(done.output.split())

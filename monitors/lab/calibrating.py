@@ -1,0 +1,217 @@
+"""Thresholds from benign requests: by false-positive budget, at the unit of decision, with a confidence bound.
+
+The unit is the request, and the statistic is what the server compares: the largest running score over a phase's tokens,
+rounded to float32 as scores are before they are decided on. A certified threshold is exceeded by at most `fpr` of benign
+requests like these, with the calibration's confidence (order statistics; science, section 5.1).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from monitors.base import Calibration, Link, Monitor, Reference, RowNorm, Threshold
+from monitors.lab.activations import SHARD, Activations
+from monitors.lab.dataset import Example, dataset_digest
+from monitors.lab.scoring import Scorer
+from monitors.lab.sections.base import Interval, Phase
+from monitors.lab.sections.calibration import Budget, CalibrationSection, LengthStratum
+from monitors.lab.statistics import Floats, certified_rank, clopper_pearson, num_needed
+
+ThresholdPhase = Literal["prompt", "response", "conversation"]
+BUDGETS = (0.05, 0.01, 0.001)
+_MARGIN = 1e-5  # relative: scores of the same request differ by less between batches
+_BINS = 20  # of the reference that drift is told against
+_QUANTILES = 100
+_MIN_PER_LENGTH = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Maxima:
+    """The largest running score of each benign request in one phase, float32 values, and its number of tokens."""
+
+    phase: Phase
+    scores: Floats  # [n]
+    num_tokens: Floats  # [n]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """How often fresh benign requests exceed a threshold."""
+
+    threshold: Threshold
+    rate: Interval
+
+    @property
+    def holds(self) -> bool:
+        """Whether the rate is compatible with the budget: its interval does not lie above."""
+        return self.rate.low <= self.threshold.fpr
+
+
+def benign(examples: Sequence[Example], *, unlabelled_is_benign: bool = False) -> tuple[Example, ...]:
+    """Those that count as benign traffic. Raises ValueError if there are none."""
+    found = tuple(e for e in examples if e.label == 0 or (e.label is None and unlabelled_is_benign))
+    if not found:
+        raise ValueError(
+            f"none of {len(examples)} examples is labelled benign (0); if all of them are, say --unlabelled-is-benign"
+        )
+    return found
+
+
+def maxima(monitor: Monitor, acts: Activations) -> tuple[Maxima, ...]:
+    """By phase; the response only if every example has one. Raises ValueError where the monitor fails or reads nothing."""
+    scorer = Scorer([monitor])
+    phases: tuple[Phase, ...] = (
+        ("prompt", "response") if all(t.num_reply for t in acts.tokens) else ("prompt",)
+    )
+    found = []
+    for phase in phases:
+        scores = scorer.maxima(acts, phase)[:, 0].astype(np.float32).astype(np.float64)
+        for example, score in zip(acts.examples, scores, strict=True):
+            if not np.isfinite(score):
+                told = (
+                    "its score is not finite" if np.isnan(score) else f"no token of its {phase} is in scope"
+                )
+                raise ValueError(f"example {example.id!r}: {told}; leave it out, or mend the monitor")
+        lengths = [t.num_prompt if phase == "prompt" else t.num_reply for t in acts.tokens]
+        found.append(Maxima(phase, scores, np.array(lengths, dtype=np.float64)))
+    return tuple(found)
+
+
+def threshold_for(
+    scores: Floats, fpr: float, confidence: float, link: Link = Link.IDENTITY
+) -> tuple[float, int]:
+    """The threshold and its rank among the benign scores; rank 0: too few to certify, so it lies above all of them.
+
+    It stands a little above its order statistic, so that a request which scores just that (many may: ties, a score that
+    saturates) does not exceed it by rounding; but not above the next larger score, nor at a sigmoid's end.
+    """
+    ordered = np.sort(scores)[::-1]
+    rank = certified_rank(len(ordered), fpr, confidence)
+    value = float(ordered[max(rank, 1) - 1])
+    raised = value + _MARGIN * (1 + abs(value))
+    larger = ordered[ordered > value]
+    if rank and len(larger):
+        raised = min(raised, (value + float(larger[-1])) / 2)
+    if link is Link.SIGMOID:
+        raised = min(raised, (value + 1.0) / 2)
+    return raised, rank
+
+
+def calibrate(
+    monitor: Monitor,
+    acts: Activations,
+    *,
+    budgets: Iterable[float] = BUDGETS,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[Monitor, CalibrationSection]:
+    """The monitor with its calibration, and the card's section (of the response if there is one; its hash is still open).
+
+    All examples must be benign. Raises ValueError for a budget that is none, or an example that can't be scored.
+    """
+    budgets = sorted(set(budgets), reverse=True)
+    by_phase = maxima(monitor, acts)
+    thresholds: list[Threshold] = []
+    for phase, scores in _scopes(by_phase):
+        for fpr in budgets:
+            value, rank = threshold_for(scores, fpr, confidence, monitor.link)
+            thresholds.append(Threshold(phase, fpr, value, certified=rank > 0))
+    calibration = Calibration(
+        num_requests=len(acts.examples),
+        confidence=confidence,
+        thresholds=tuple(thresholds),
+        data_sha256=dataset_digest(acts.examples),
+        references=tuple(Reference(m.phase, len(m.scores), _quantiles(m.scores, _BINS)) for m in by_phase),
+        row_norms=_row_norms(monitor, acts),
+    )
+    section = _section(calibration, by_phase[-1], monitor.link, seed)
+    return replace(monitor, calibration=calibration), section
+
+
+def check(monitor: Monitor, acts: Activations) -> tuple[Checked, ...]:
+    """Every threshold on fresh benign requests. Raises ValueError for a monitor that is not calibrated."""
+    if monitor.calibration is None:
+        raise ValueError(f"monitor {monitor.name!r} is not calibrated")
+    scores = dict(_scopes(maxima(monitor, acts)))
+    return tuple(
+        Checked(t, clopper_pearson(int((scores[t.phase] > t.value).sum()), len(scores[t.phase])))
+        for t in monitor.calibration.thresholds
+        if t.phase in scores
+    )
+
+
+def _scopes(by_phase: Sequence[Maxima]) -> list[tuple[ThresholdPhase, Floats]]:
+    """By what a policy can name: each phase, and the conversation, which is both."""
+    found: list[tuple[ThresholdPhase, Floats]] = [(m.phase, m.scores) for m in by_phase]
+    if len(by_phase) > 1:
+        found.append(("conversation", np.maximum.reduce([m.scores for m in by_phase])))
+    return found
+
+
+def _section(calibration: Calibration, found: Maxima, link: Link, seed: int) -> CalibrationSection:
+    own = [t for t in calibration.thresholds if t.phase == found.phase]
+    return CalibrationSection(
+        weights_sha256="",
+        data_sha256=calibration.data_sha256,
+        num_examples=calibration.num_requests,
+        seed=seed,
+        phase=found.phase,
+        confidence=calibration.confidence,
+        budgets=tuple(
+            Budget(
+                fpr=t.fpr,
+                threshold=t.value,
+                certified=t.certified,
+                rank=threshold_for(found.scores, t.fpr, calibration.confidence, link)[1],
+                num_needed=num_needed(t.fpr, calibration.confidence),
+            )
+            for t in own
+        ),
+        by_length=tuple(stratum for t in own for stratum in _by_length(found, t)),
+        quantiles=_quantiles(found.scores, _QUANTILES),
+    )
+
+
+def _by_length(found: Maxima, threshold: Threshold) -> list[LengthStratum]:
+    """The rate in up to ten strata of like length, each of 30 requests or more."""
+    num = max(1, min(10, len(found.scores) // _MIN_PER_LENGTH))
+    edges = np.unique(np.quantile(found.num_tokens, np.linspace(0, 1, num + 1), method="nearest"))
+    strata = []
+    for low, high in zip(
+        edges[:-1] if len(edges) > 1 else edges, edges[1:] if len(edges) > 1 else edges, strict=True
+    ):
+        is_first = low == edges[0]
+        inside = (found.num_tokens >= low if is_first else found.num_tokens > low) & (
+            found.num_tokens <= high
+        )
+        exceeding = int((found.scores[inside] > threshold.value).sum())
+        strata.append(
+            LengthStratum(
+                budget=threshold.fpr,
+                min_tokens=int(low if is_first else low + 1),
+                max_tokens=int(high),
+                num_requests=int(inside.sum()),
+                fpr=clopper_pearson(exceeding, int(inside.sum())),
+            )
+        )
+    return strata
+
+
+def _quantiles(scores: Floats, num: int) -> tuple[float, ...]:
+    return tuple(np.quantile(scores, np.linspace(0, 1, num + 1)).tolist())
+
+
+def _row_norms(monitor: Monitor, acts: Activations) -> tuple[RowNorm, ...]:
+    """log ||x|| over all tokens at each hook point, as the server samples it."""
+    found = []
+    for point in monitor.hook_points:
+        logs = []
+        for first in range(0, len(acts.examples), SHARD):
+            rows = torch.cat(acts.batch(point, range(first, min(first + SHARD, len(acts.examples)))))
+            logs.append(torch.linalg.vector_norm(rows, dim=1).double().log())
+        every = torch.cat(logs)
+        found.append(RowNorm(str(point), float(every.mean()), float(every.std(correction=0))))
+    return tuple(found)

@@ -1,0 +1,129 @@
+"""`interlock monitor calibrate`: thresholds by false-positive budget."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from server.config import DEMO
+from server.lab import options
+from server.lab.run import progress_bar, told
+
+if TYPE_CHECKING:
+    from monitors.lab.calibrating import Checked
+    from monitors.lab.sections.calibration import CalibrationSection
+
+
+def calibrate(
+    folder: options.MonitorFolder,
+    *,
+    data: options.Data,
+    fpr: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--fpr", help="A false-positive budget per request; may be repeated. Default: 0.05, 0.01, 0.001."
+        ),
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option("--confidence", help="That a certified budget really holds.", min=0.5, max=0.9999)
+    ] = 0.95,
+    unlabelled_is_benign: Annotated[
+        bool, typer.Option("--unlabelled-is-benign", help="Count examples without a label as benign traffic.")
+    ] = False,
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--check", help="Fresh benign examples to try the thresholds on.", exists=True, dir_okay=False
+        ),
+    ] = None,
+    model: options.Model = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longer examples are cut.", min=1)] = 512,
+    text_field: options.TextField = "text",
+    label_field: options.LabelField = "label",
+    group_field: options.GroupField = "group",
+    positive: options.Positive = None,
+    cache: options.Cache = options.DEFAULT_CACHE,
+    seed: options.Seed = 0,
+) -> None:
+    """Find the score that at most a given share of benign requests exceeds, with a confidence bound.
+
+    The unit is what the server decides on: the largest running score of a request. Use traffic like yours, not only hard
+    cases: a threshold is as good as the requests that it was found on. A budget of 1 % takes 299 benign requests or
+    more, 0.1 % takes 2,995; with fewer it is not certified, and no rule may block by it.
+
+    Example: `interlock monitor calibrate monitors/harm --data benign.jsonl`. A policy then says
+    `when: exceeds(prompt.harm, fpr=0.01)`.
+    """
+    with told():
+        from monitors.artifacts import ModelIdentity, load_monitor, save_monitor  # noqa: PLC0415
+        from monitors.artifacts.canary import write_canary  # noqa: PLC0415
+        from monitors.artifacts.files import MONITOR_FILE, MonitorFile, read_json  # noqa: PLC0415
+        from monitors.lab.activations import collect  # noqa: PLC0415
+        from monitors.lab.calibrating import BUDGETS, benign  # noqa: PLC0415
+        from monitors.lab.calibrating import calibrate as calibrated  # noqa: PLC0415
+        from monitors.lab.calibrating import check as checked  # noqa: PLC0415
+        from monitors.lab.canaries import make_canary  # noqa: PLC0415
+        from monitors.lab.card import Card, read_card, write_card  # noqa: PLC0415
+        from monitors.lab.dataset import Columns, read_dataset  # noqa: PLC0415
+        from server.lab.subject import load_subject  # noqa: PLC0415
+
+        for budget in fpr or ():
+            if not 0 < budget < 1:
+                raise ValueError(f"--fpr {budget}: a share between 0 and 1, such as 0.01")
+        columns = Columns(text_field, label_field, group_field, tuple(positive or ("1", "true")))
+        every = read_dataset(data, columns)
+        examples = benign(every, unlabelled_is_benign=unlabelled_is_benign)
+        subject = load_subject(model or str(DEMO / "model"), max_tokens=max_tokens)
+        identity = ModelIdentity(subject.fingerprint, subject.blocks.d_model, len(subject.blocks.layers))
+        monitor = load_monitor(folder, identity)
+        with progress_bar("activations") as progress:
+            acts = collect(subject, examples, monitor.hook_points, cache, progress=progress)
+        monitor, section = calibrated(monitor, acts, budgets=fpr or BUDGETS, confidence=confidence, seed=seed)
+        old = read_json(folder / MONITOR_FILE, folder.parent, MonitorFile)
+        save_monitor(
+            monitor, folder, fingerprint=subject.fingerprint, tokenizer_hash=old.tokenizer_hash, sae=old.sae
+        )
+        section = section.model_copy(update={"weights_sha256": old.weights_sha256})
+        card = read_card(folder) or Card(monitor=monitor.name, fingerprint=subject.fingerprint)
+        write_card(card.with_section(section), folder)
+        write_canary(make_canary(monitor, subject, old.weights_sha256, seed=seed), folder)
+        fresh: tuple[Checked, ...] = ()
+        if check:
+            others = benign(read_dataset(check, columns), unlabelled_is_benign=unlabelled_is_benign)
+            with progress_bar("fresh activations") as progress:
+                fresh = checked(
+                    monitor, collect(subject, others, monitor.hook_points, cache, progress=progress)
+                )
+    if left_out := len(every) - len(examples):
+        typer.echo(f"{left_out} of {len(every)} examples are not benign and were left out")
+    _show(section, fresh)
+    typer.echo(f"wrote {folder} (calibration in monitor.json, card.json, canary.json)")
+
+
+def _show(section: "CalibrationSection", fresh: "tuple[Checked, ...]") -> None:
+    table = Table(
+        title=f"{section.num_examples} benign requests, {section.phase}; confidence {section.confidence:.0%}"
+    )
+    for heading in ("budget", "threshold", "certified", "fresh requests above it (95 %)"):
+        table.add_column(heading)
+    rates = {found.threshold.fpr: found for found in fresh if found.threshold.phase == section.phase}
+    for budget in section.budgets:
+        missing = budget.num_needed - section.num_examples
+        told = "yes" if budget.certified else f"no: {missing:,} more benign requests are needed"
+        found = rates.get(budget.fpr)
+        beside = ""
+        if found:
+            rate = found.rate
+            held = "within the budget" if found.holds else "ABOVE THE BUDGET"
+            beside = f"{rate.value:.2%} ({rate.low:.2%} to {rate.high:.2%}): {held}"
+        table.add_row(f"{budget.fpr:.2%}", f"{budget.threshold:.5g}", told, beside)
+    Console().print(table)
+    for stratum in section.by_length:
+        if stratum.fpr.low > stratum.budget:
+            typer.echo(
+                f"warning: requests of {stratum.min_tokens} to {stratum.max_tokens} tokens exceed the {stratum.budget:.2%} "
+                f"threshold in {stratum.fpr.value:.2%} of {stratum.num_requests}: the budget does not hold for them alone",
+                err=True,
+            )

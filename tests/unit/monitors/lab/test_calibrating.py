@@ -1,0 +1,155 @@
+"""Calibration: what a certified threshold promises holds, whatever the scores look like."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from monitors.aggregate import AggregatorSpec
+from monitors.base import Link, Monitor
+from monitors.lab.activations import Activations
+from monitors.lab.calibrating import benign, calibrate, check, maxima, threshold_for
+from monitors.lab.dataset import Example
+from monitors.linear import Linear
+from tests.unit.monitors.lab.synthetic import PLANTED, direction, planted
+
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+SHAPES: dict[str, Draw] = {
+    "normal": lambda rng, n: rng.normal(size=n),
+    "heavy tail": lambda rng, n: rng.standard_t(2, size=n),
+    "few values": lambda rng, n: rng.integers(0, 6, size=n).astype(float),
+    "a mass at the top": lambda rng, n: np.minimum(rng.normal(size=n), 1.5),
+    "saturated": lambda rng, n: 1 / (1 + np.exp(-rng.normal(size=n) * 20)),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("n", "fpr"), [(299, 0.01), (1000, 0.01), (400, 0.05)])
+def test_the_budget_holds_in_nineteen_of_twenty_draws(shape: str, n: int, fpr: float):
+    rng = np.random.default_rng(abs(hash((n, fpr))) % 2**32)
+    traffic = np.float32(SHAPES[shape](np.random.default_rng(7), 200_000)).astype(float)
+    broken = 0
+    for _ in range(200):
+        value, rank = threshold_for(rng.choice(traffic, n), fpr, 0.95)
+        assert rank > 0
+        broken += (traffic > value).mean() > fpr
+    assert broken <= binom.ppf(0.999, 200, 0.05)
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=400), st.sampled_from([0.05, 0.2]))
+@settings(deadline=None)
+def test_no_more_of_the_benign_scores_exceed_it_than_its_rank_says(scores, fpr):
+    found = np.array(scores)
+    value, rank = threshold_for(found, fpr, 0.95)
+    assert (found > value).sum() <= max(0, rank - 1)
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=50))
+def test_a_threshold_on_probabilities_stays_one_that_can_be_exceeded(scores):
+    value, _ = threshold_for(np.array(scores), 0.05, 0.95, Link.SIGMOID)
+    assert value <= 1.0
+    assert value < 1.0 or max(scores) == 1.0
+
+
+def test_rounding_does_not_lift_a_tied_score_over_its_threshold():
+    scores = np.full(1000, 0.3)
+    value, _ = threshold_for(scores, 0.01, 0.95)
+    assert np.float32(0.3 * (1 + 1e-6)) < value
+
+
+def test_too_few_requests_certify_nothing_and_the_threshold_lies_above_them_all():
+    scores = np.random.default_rng(0).normal(size=298)
+    value, rank = threshold_for(scores, 0.01, 0.95)
+    assert rank == 0
+    assert value > scores.max()
+
+
+@pytest.fixture
+def monitor() -> Monitor:
+    weight = torch.tensor(direction(), dtype=torch.float32)[None]
+    return Monitor("planted", Linear((PLANTED,), weight, torch.zeros(1)), AggregatorSpec("ema", alpha=0.5))
+
+
+def traffic(folder, seed: int, num: int = 400, reply: int = 5) -> Activations:
+    return planted(folder / str(seed), num=num, strength=0.0, seed=seed, reply=reply)
+
+
+def test_it_calibrates_prompt_response_and_conversation(tmp_path, monitor: Monitor):
+    acts = traffic(tmp_path, 1)
+    calibrated, section = calibrate(monitor, acts, budgets=(0.01, 0.05, 0.001))
+    assert calibrated.calibration is not None
+    thresholds = {(t.phase, t.fpr): t for t in calibrated.calibration.thresholds}
+    assert {phase for phase, _ in thresholds} == {"prompt", "response", "conversation"}
+    assert thresholds["conversation", 0.01].value >= thresholds["prompt", 0.05].value
+    assert [t.certified for (phase, _), t in thresholds.items() if phase == "prompt"] == [True, True, False]
+    assert (section.phase, section.num_examples) == ("response", 400)
+    assert [b.num_needed for b in section.budgets] == [59, 299, 2995]
+
+
+def test_fresh_traffic_stays_within_the_budget_and_other_traffic_does_not(tmp_path, monitor: Monitor):
+    calibrated, _ = calibrate(monitor, traffic(tmp_path, 1), budgets=(0.05,))
+    assert all(found.holds for found in check(calibrated, traffic(tmp_path, 2)))
+    shifted = planted(tmp_path / "shifted", num=400, strength=3.0, seed=3, reply=5)
+    assert not any(found.holds for found in check(calibrated, shifted))
+
+
+def test_the_score_is_the_largest_running_one_rounded_as_the_server_rounds(tmp_path, monitor: Monitor):
+    acts = traffic(tmp_path, 4, num=20)
+    for found in maxima(monitor, acts):
+        for index, score in enumerate(found.scores):
+            rows = acts.rows(PLANTED, index).numpy().astype(float)
+            num_prompt = acts.tokens[index].num_prompt
+            own = rows[:num_prompt] if found.phase == "prompt" else rows[num_prompt:]
+            ema, largest = 0.0, -np.inf
+            for z in own @ direction():
+                ema = 0.5 * z + 0.5 * ema
+                largest = max(largest, ema)
+            assert score == np.float32(score)
+            assert score == pytest.approx(largest, rel=1e-4, abs=1e-5)
+
+
+def test_strata_of_length_cover_every_request_once(tmp_path, monitor: Monitor):
+    _, section = calibrate(monitor, traffic(tmp_path, 5, reply=0), budgets=(0.05,))
+    assert sum(stratum.num_requests for stratum in section.by_length) == 400
+    edges = [(s.min_tokens, s.max_tokens) for s in section.by_length]
+    assert all(a[1] + 1 == b[0] for a, b in pairwise(edges))
+    total = sum(round(s.fpr.value * s.num_requests) for s in section.by_length)
+    assert total == sum(
+        found > section.budgets[0].threshold
+        for found in maxima(monitor, traffic(tmp_path, 5, reply=0))[0].scores
+    )
+
+
+def test_references_and_norms_are_those_of_the_traffic(tmp_path, monitor: Monitor):
+    acts = traffic(tmp_path, 6, reply=0)
+    calibrated, _ = calibrate(monitor, acts)
+    assert calibrated.calibration is not None
+    (reference,) = calibrated.calibration.references
+    scores = maxima(monitor, acts)[0].scores
+    assert (reference.quantiles[0], reference.quantiles[-1]) == (scores.min(), scores.max())
+    (norm,) = calibrated.calibration.row_norms
+    logs = np.log(np.linalg.norm(np.concatenate([acts.rows(PLANTED, i) for i in range(400)]), axis=1))
+    assert (norm.mean, norm.std) == (
+        pytest.approx(logs.mean(), rel=1e-5),
+        pytest.approx(logs.std(), rel=1e-4),
+    )
+
+
+def test_only_benign_examples_count():
+    examples = [Example("a", label=0), Example("b", label=1), Example("c")]
+    assert [e.id for e in benign(examples)] == ["a"]
+    assert [e.id for e in benign(examples, unlabelled_is_benign=True)] == ["a", "c"]
+    with pytest.raises(ValueError, match="--unlabelled-is-benign"):
+        benign(examples[1:])
+
+
+def test_a_monitor_that_fails_on_an_example_is_not_calibrated(tmp_path):
+    weight = torch.full((1, 16), 3e38)
+    broken = Monitor("broken", Linear((PLANTED,), weight, torch.zeros(1)))
+    with pytest.raises(ValueError, match=r"'row:\d+': its score is not finite"):
+        calibrate(broken, traffic(tmp_path, 8, num=20))
