@@ -3,6 +3,7 @@
 import typer
 
 from server.lab.calibrate import calibrate
+from server.lab.evaluate import evaluate
 from server.lab.fit import fit
 from server.lab.report import report
 
@@ -26,4 +27,5 @@ vector_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help
 
 monitor_app.command("fit")(fit)
 monitor_app.command("calibrate")(calibrate)
+monitor_app.command("eval")(evaluate)
 monitor_app.command("report")(report)

@@ -88,7 +88,7 @@ def fit_monitor(
     first token on and is never streamed, by the last. Raises ValueError for data that can't be learned from.
     """
     check_labels(examples)
-    phase = search.phase or _phase_of(examples)
+    phase = search.phase or phase_of(examples)
     recipes = search.recipes(phase)
     pooled = Pooled(collect(subject, examples, search.hook_points, cache, progress=reading))
     labels, groups = pooled.acts.labels, pooled.acts.groups
@@ -151,5 +151,6 @@ def check_labels(examples: Sequence[Example]) -> None:
         )
 
 
-def _phase_of(examples: Sequence[Example]) -> Phase:
+def phase_of(examples: Sequence[Example]) -> Phase:
+    """The response if every example has one, else the prompt."""
     return "response" if all(example.reply for example in examples) else "prompt"

@@ -28,13 +28,14 @@ def auroc_interval(labels: Ints, scores: Floats, groups: NDArray[np.str_], seed:
     """AUROC with a 95 % interval by bootstrap over groups (2.5th and 97.5th percentile of 500 draws)."""
     value = auroc(labels, scores)
     names, member = np.unique(groups, return_inverse=True)
-    members = np.split(np.argsort(member, kind="stable"), np.cumsum(np.bincount(member))[:-1])
+    _, place = np.unique(scores, return_inverse=True)
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(_BOOTSTRAPS):
-        rows = np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])
-        if 0 < labels[rows].sum() < len(rows):
-            found.append(auroc(labels[rows], scores[rows]))
+        times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[member]
+        drawn = _weighted_auroc(labels, place, times)
+        if drawn is not None:
+            found.append(drawn)
     low, high = np.percentile(found, [2.5, 97.5]) if found else (0.0, 1.0)
     return Interval(value=value, low=min(float(low), value), high=max(float(high), value))
 
@@ -105,3 +106,12 @@ def _need_both(labels: Ints) -> None:
     if not 0 < labels.sum() < len(labels):
         missing = "positive" if not labels.sum() else "negative"
         raise ValueError(f"no {missing} examples: both classes are needed")
+
+
+def _weighted_auroc(labels: Ints, place: Ints, times: Ints) -> float | None:
+    """AUROC where example i counts times[i]; place: the rank of its score, equal for ties. None if a class is missing."""
+    positive = np.bincount(place, times * labels)
+    negative = np.bincount(place, times * (1 - labels))
+    pairs = positive.sum() * negative.sum()
+    below = np.cumsum(negative) - negative / 2
+    return float(positive @ below / pairs) if pairs else None

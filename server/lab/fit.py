@@ -95,7 +95,7 @@ def fit(
             hook_points=_hook_points(layers, subject.hook_points),
             aggregators=tuple(_aggregator(text, AggregatorSpec) for text in aggregator or default),
             penalties=tuple(penalty or (1.0, 30.0)),
-            phase=_phase(phase),
+            phase=checked_phase(phase),
             num_folds=num_folds,
             exclude_first=exclude_first,
             seed=seed,
@@ -136,7 +136,8 @@ def _aggregator(text: str, spec: "type[AggregatorSpec]") -> "AggregatorSpec":
         ) from error
 
 
-def _phase(phase: str | None) -> "Phase | None":
+def checked_phase(phase: str | None) -> "Phase | None":
+    """Raises ValueError for what is none."""
     match phase:
         case None | "prompt" | "response":
             return phase

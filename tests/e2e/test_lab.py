@@ -165,3 +165,23 @@ def test_calibrating_on_positives_only_is_one_message(lab: Path, calibrated: Pat
     done = interlock("monitor", "calibrate", calibrated / "animals", "--data", data, "--cache", lab / "acts")
     assert done.exit_code == 2
     assert "none of 4 examples is labelled benign" in " ".join(done.output.split())
+
+
+def test_eval_measures_on_other_examples_and_keeps_the_figures(calibrated: Path, lab: Path):
+    data = write(
+        lab / "test.jsonl",
+        tuple((n, int(n in _ANIMALS)) for n in (*_ANIMALS, *_PLANTS)),
+        ("Any news of {}?",),
+    )
+    done = interlock(
+        "monitor", "eval", calibrated / "animals", "--data", data, "--train", lab / "train.jsonl", "--cache", lab / "acts"
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    card = json.loads((calibrated / "animals/card.json").read_text())
+    found = card["evaluation"]["whole"]
+    monitor = json.loads((calibrated / "animals/monitor.json").read_text())
+    assert monitor["evidence"]["auroc"] == pytest.approx(found["monitor"]["auroc"]["value"], abs=1e-4)
+    assert monitor["calibration"]
+    assert (found["num_positive"], found["random"]["num_directions"]) == (8, 40)
+    assert card["fit"]
+    assert card["calibration"]

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitors.lab.statistics import (
+    _weighted_auroc,
     auroc,
     auroc_interval,
     certified_rank,
@@ -110,3 +111,15 @@ def test_roc_points_are_few_rising_and_end_at_the_corners():
 def test_one_class_is_refused():
     with pytest.raises(ValueError, match="no negative examples"):
         auroc(np.ones(3, dtype=int), np.arange(3.0))
+
+
+@given(scored, st.integers(0, 5))
+def test_a_bootstrap_draw_is_the_auroc_of_repeated_examples(rows, seed):
+    labels, scores = split(rows)
+    times = np.random.default_rng(seed).integers(0, 4, size=len(labels))
+    drawn = np.repeat(labels, times)
+    found = _weighted_auroc(labels, np.unique(scores, return_inverse=True)[1], times)
+    if 0 < drawn.sum() < len(drawn):
+        assert found == pytest.approx(auroc(drawn, np.repeat(scores, times)))
+    else:
+        assert found is None
