@@ -7,6 +7,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+_EXTRA = {"sklearn", "scipy", "matplotlib"}  # what a server does without
+
 
 @contextmanager
 def told() -> Iterator[None]:
@@ -17,6 +19,11 @@ def told() -> Iterator[None]:
 
     try:
         yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in _EXTRA:
+            raise
+        typer.echo(f"interlock: the lab needs {error.name}: pip install 'interlock[lab]'", err=True)
+        raise typer.Exit(2) from error
     except (ArtifactError, HookPointError, EngineError, OSError, ValueError) as error:
         typer.echo(f"interlock: {error}", err=True)
         raise typer.Exit(2) from error
