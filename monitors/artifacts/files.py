@@ -20,6 +20,8 @@ MONITOR_FILE, VECTOR_FILE, WEIGHTS_FILE = "monitor.json", "vector.json", "weight
 _MAX_JSON_BYTES = 1 << 20
 _MAX_WEIGHTS_BYTES = 1 << 28
 _MAX_SAE_BYTES = 1 << 35
+_SAE_SUFFIXES = {".json", ".npz", ".safetensors", ".yaml", ".yml"}
+_SAE_RESULTS = {"acceptance.json", "features.json"}
 _PICKLES = {".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"}
 
 
@@ -179,8 +181,10 @@ def refuse_pickles(folder: Path) -> None:
 
 def check_sae_files(folder: Path, root: Path, sha256: str) -> None:
     """Check every file of an SAE's folder: inside, not too big, and together of the right hash."""
-    refuse_pickles(inside(folder, root))
-    for path in folder.iterdir():
+    inside(folder, root)
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            refuse_pickles(path)
         size = inside(path, root).stat().st_size
         if size > _MAX_SAE_BYTES:
             raise ArtifactError(f"{path}: {size:,} bytes; at most {_MAX_SAE_BYTES:,} are read")
@@ -189,12 +193,16 @@ def check_sae_files(folder: Path, root: Path, sha256: str) -> None:
 
 
 def hash_files(folder: Path) -> str:
-    """sha256 (hex) of the lines 'name sha256' of a folder's .json and .safetensors files, in order of name."""
+    """sha256 (hex) of the lines 'name sha256' of what an SAE's folder holds in files that readers read, in order of name.
+
+    Names are relative to the folder. What our own commands write beside an SAE does not count.
+    """
     lines = []
-    for path in sorted(folder.iterdir()):
-        if path.suffix in {".json", ".safetensors"}:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in _SAE_SUFFIXES and path.name not in _SAE_RESULTS and path.is_file():
+            name = path.relative_to(folder).as_posix()
             with path.open("rb") as file:
-                lines.append(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n")
+                lines.append(f"{name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

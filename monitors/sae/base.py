@@ -1,7 +1,9 @@
-"""An SAE in one form, whatever file it came from. Only the features asked for are ever copied."""
+"""An SAE in one form, whatever file it came from. For monitors, only the features asked for are ever copied."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 from monitors.base import Rectifier, Scale
@@ -21,10 +23,40 @@ class Rectifiers:
     gain: Tensor
     offset: Tensor
 
+    @classmethod
+    def jump(cls, threshold: Tensor) -> "Rectifiers":
+        """JumpReLU: p where p > threshold [d_sae], else 0."""
+        t = threshold.double()
+        return cls(t, torch.ones_like(t), torch.zeros_like(t))
+
+
+class Among(StrEnum):
+    """Which features compete for being active."""
+
+    ALL = "topk"  # the k largest of all
+    GROUP = "groupmax"  # the largest of each of k groups that lie side by side
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Only some features stay active in a row, which depends on the others: they can't be computed one by one."""
+
+    among: Among
+    k: int
+
+    def keep(self, f: Tensor) -> Tensor:
+        """Set all but the selected to 0. f: [n, d_sae], not negative."""
+        if self.among is Among.ALL:
+            chosen = f.topk(min(self.k, f.shape[1]), dim=1)
+            return torch.zeros_like(f).scatter(1, chosen.indices, chosen.values)
+        grouped = f.unflatten(1, (self.k, -1))
+        best = grouped.max(dim=2, keepdim=True)
+        return torch.zeros_like(grouped).scatter(2, best.indices, best.values).flatten(1)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseAutoencoder:
-    """f = rectifier(scale(x) @ W_enc + b), x' = inverse_scale(f @ W_dec + b_dec). Every feature stands alone."""
+    """f = select(rectifier((scale(x) - b_subtracted) @ W_enc + b_enc)), x' = inverse_scale(f @ W_dec + b_dec)."""
 
     hook_point: HookPoint
     W_enc: Tensor  # [d_model, d_sae], any float dtype; may be memory-mapped
@@ -33,15 +65,25 @@ class SparseAutoencoder:
     b_subtracted: Tensor | None  # [d_model], subtracted from the scaled input (b_dec), or None
     scale: Scale
     rectifiers: Rectifiers | None  # None: ReLU
+    b_dec: Tensor | None = None  # [d_model]
+    selection: Selection | None = None
+    published_l0: float | None = None  # active features per token, as its files or folder say
 
     @property
     def num_features(self) -> int:
         return self.W_dec.shape[0]
 
     def feature(self, index: int) -> SaeFeature:
-        """One feature as a monitor's transform; what is constant is folded into its row and bias, in float64."""
-        if not 0 <= index < self.num_features:
-            raise SaeError(f"feature {index}: the SAE has features 0 to {self.num_features - 1}")
+        """One feature as a monitor's transform; what is constant is folded into its row and bias, in float64.
+
+        Raises SaeError where the feature depends on others (see `monitors.sae.full`), or does not exist.
+        """
+        self.check_index(index)
+        if self.selection is not None:
+            raise SaeError(
+                f"feature {index}: {self.selection.among} SAEs are refused: which features are active depends on all the "
+                "others, so selected rows are not exact"
+            )
         row, bias = self.W_enc[:, index].double(), self.b_enc[index].double()
         if self.b_subtracted is not None:
             bias = bias - self.b_subtracted.double() @ row
@@ -52,6 +94,33 @@ class SparseAutoencoder:
             self.hook_point, index, row.float(), bias.item(), decoder, self.scale, self._rectifier(index)
         )
 
+    def check_index(self, index: int) -> None:
+        """Raise SaeError for a feature that does not exist."""
+        if not 0 <= index < self.num_features:
+            raise SaeError(f"feature {index}: the SAE has features 0 to {self.num_features - 1}")
+
+    def encode(self, x: Tensor) -> Tensor:
+        """All features, selection included. x: [n, d_model] -> [n, d_sae] float32."""
+        x = x.float()
+        scaled = (x - _mean(x) if self.scale is Scale.LAYER_NORM else x) * self.scale.of(x)
+        if self.b_subtracted is not None:
+            scaled = scaled - self.b_subtracted.float()
+        p = scaled @ self.W_enc.float() + self.b_enc.float()
+        r = self.rectifiers
+        if r is None:
+            f = torch.relu(p)
+        else:
+            f = torch.relu(p * r.gain.float() + r.offset.float()) * (p > r.threshold.float())
+        return f if self.selection is None else self.selection.keep(f)
+
+    def decode(self, f: Tensor, x: Tensor) -> Tensor:
+        """The reconstruction of x [n, d_model], from its features f [n, d_sae]."""
+        y = f @ self.W_dec.float()
+        if self.b_dec is not None:
+            y = y + self.b_dec.float()
+        y = y * self.scale.inverse(x.float())
+        return y + _mean(x.float()) if self.scale is Scale.LAYER_NORM else y
+
     def _rectifier(self, index: int) -> Rectifier:
         r = self.rectifiers
         return (
@@ -59,3 +128,7 @@ class SparseAutoencoder:
             if r is None
             else Rectifier(*(t[index].item() for t in (r.threshold, r.gain, r.offset)))
         )
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean(dim=1, keepdim=True)

@@ -8,17 +8,15 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from monitors.base import Scale
-from monitors.sae.base import Rectifiers, SaeError, SparseAutoencoder
+from monitors.sae.base import Among, Rectifiers, SaeError, Selection, SparseAutoencoder
+from monitors.sae.files import fit, parse_hook_point, read_safetensors
 from monitors.types import HookPoint
 
-_NEEDS_ALL_FEATURES = "which features are active depends on all the others, so selected rows are not exact"
 _REFUSED = {
-    "topk": _NEEDS_ALL_FEATURES,
-    "abstopk": _NEEDS_ALL_FEATURES,
+    "abstopk": "its features may be negative, and depend on all the others",
     "batchtopk": "SAELens saves a trained one as jumprelu; this is a training checkpoint",
     "matryoshka_batchtopk": "SAELens saves a trained one as jumprelu; this is a training checkpoint",
     "matching_pursuit": "features are found one after the other on the residual, so selected rows are not exact",
@@ -41,6 +39,7 @@ class _Metadata(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     hook_name: str
+    hf_hook_name: str | None = None  # where both are given, this one is right (science, 2.1)
 
 
 class _Config(BaseModel):
@@ -53,6 +52,8 @@ class _Config(BaseModel):
     apply_b_dec_to_input: bool = True
     normalize_activations: str = "none"
     reshape_activations: str = "none"
+    k: int | None = Field(default=None, gt=0)
+    rescale_acts_by_decoder_norm: bool = False
     metadata: _Metadata
 
 
@@ -63,17 +64,25 @@ def read_saelens(folder: Path) -> SparseAutoencoder:
     """Read a folder. Raises SaeError for what can't be read feature by feature, with the reason."""
     config = _read_config(folder / "cfg.json")
     tensors = _read_tensors(folder / "sae_weights.safetensors", config)
-    W_dec = tensors["W_dec"]
+    W_enc, W_dec = tensors["W_enc"], tensors["W_dec"]
+    b_enc = tensors.get("b_enc", torch.zeros(config.d_sae))
     if "scaling_factor" in tensors:  # SAELens multiplies activations by it before decoding
         W_dec = W_dec * tensors["scaling_factor"][:, None]
+    if (
+        config.rescale_acts_by_decoder_norm
+    ):  # of topk only: pre-activations times ||W_dec_j||, and back on decoding
+        norms = W_dec.float().norm(dim=1)
+        W_enc, b_enc, W_dec = W_enc.float() * norms, b_enc.float() * norms, W_dec.float() / norms[:, None]
     return SparseAutoencoder(
         hook_point=_hook_point(config, folder),
-        W_enc=tensors["W_enc"],
+        W_enc=W_enc,
         W_dec=W_dec,
-        b_enc=tensors.get("b_enc", torch.zeros(config.d_sae)),
+        b_enc=b_enc,
         b_subtracted=tensors["b_dec"] if config.apply_b_dec_to_input else None,
         scale=_SCALES[config.normalize_activations],
         rectifiers=_rectifiers(config.architecture, tensors),
+        b_dec=tensors["b_dec"],
+        selection=Selection(Among.ALL, config.k) if config.architecture == "topk" and config.k else None,
     )
 
 
@@ -88,6 +97,12 @@ def _read_config(path: Path) -> _Config:
         raise SaeError(f"{path}: architecture {name!r} is refused: {_REFUSED[name]}")
     if name not in _TENSORS:
         raise SaeError(f"{path}: unknown architecture {name!r}; known: {', '.join(_TENSORS)}")
+    if name == "topk" and config.k is None:
+        raise SaeError(f"{path}: architecture 'topk' needs k")
+    if config.rescale_acts_by_decoder_norm and name != "topk":
+        raise SaeError(
+            f"{path}: rescale_acts_by_decoder_norm is for topk, not {name!r}: fold it before saving"
+        )
     if config.normalize_activations not in _SCALES:
         known = ", ".join(_SCALES)
         raise SaeError(
@@ -105,7 +120,9 @@ def _from_before_6(raw: Mapping[str, object]) -> dict[str, object]:
     normalize = raw.get("normalize_activations") or "none"
     hook_name = raw.get("hook_name", raw.get("hook_point"))
     is_topk = raw.get("activation_fn_str", raw.get("activation_fn")) == "topk"
+    settings = raw.get("activation_fn_kwargs")
     return {
+        "k": settings.get("k") if is_topk and isinstance(settings, dict) else None,
         "architecture": "topk" if is_topk else raw.get("architecture", "standard"),
         "d_in": raw.get("d_in"),
         "d_sae": raw.get("d_sae"),
@@ -123,6 +140,7 @@ _TENSORS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "standard": {"b_enc": ("d_sae",)},
     "jumprelu": {"b_enc": ("d_sae",), "threshold": ("d_sae",)},
     "gated": {"b_gate": ("d_sae",), "r_mag": ("d_sae",), "b_mag": ("d_sae",)},
+    "topk": {"b_enc": ("d_sae",)},
 }
 _ALWAYS = {"W_enc": ("d_in", "d_sae"), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 _OPTIONAL = {"scaling_factor": ("d_sae",)}
@@ -130,30 +148,14 @@ _OPTIONAL = {"scaling_factor": ("d_sae",)}
 
 def _read_tensors(path: Path, config: _Config) -> dict[str, Tensor]:
     needed = {**_ALWAYS, **_TENSORS[config.architecture]}
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise SaeError(f"{path}: not a safetensors file: {error}") from error
-    if not needed.keys() <= tensors.keys() <= (needed | _OPTIONAL).keys():
-        found = ", ".join(sorted(tensors))
-        raise SaeError(
-            f"{path}: architecture {config.architecture!r} needs {', '.join(sorted(needed))}; found {found}"
-        )
-    for name, tensor in tensors.items():
-        shape = tuple(getattr(config, size) for size in (needed | _OPTIONAL)[name])
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point():
-            raise SaeError(
-                f"{path}: tensor {name!r} is {tensor.dtype} {list(tensor.shape)}; needs floats {list(shape)}"
-            )
-    return tensors
+    sizes = {"d_in": config.d_in, "d_sae": config.d_sae}
+    return fit(path, read_safetensors(path), needed, optional=_OPTIONAL, sizes=sizes)
 
 
 def _rectifiers(architecture: str, tensors: Mapping[str, Tensor]) -> Rectifiers | None:
     match architecture:
         case "jumprelu":
-            threshold = tensors["threshold"].double()
-            return Rectifiers(threshold, torch.ones_like(threshold), torch.zeros_like(threshold))
+            return Rectifiers.jump(tensors["threshold"])
         case "gated":
             gain = tensors["r_mag"].double().exp()
             return Rectifiers(-tensors["b_gate"].double(), gain, tensors["b_mag"].double())
@@ -161,9 +163,11 @@ def _rectifiers(architecture: str, tensors: Mapping[str, Tensor]) -> Rectifiers 
             return None
 
 
+_BRANCH = ("norm", "mlp", "attn")  # in the name of a module that is not a whole block
+
+
 def _hook_point(config: _Config, folder: Path) -> HookPoint:
-    try:
-        point = HookPoint.parse(config.metadata.hook_name)
-    except ValueError as error:
-        raise SaeError(f"{folder}: {error}") from error
-    return point
+    module = config.metadata.hf_hook_name or ""
+    if any(part in module for part in _BRANCH):
+        raise SaeError(f"{folder}: hf_hook_name is {module!r}, which is not a hook point here")
+    return parse_hook_point(config.metadata.hook_name, folder)

@@ -123,9 +123,11 @@ def test_half_precision_weights_are_read_as_float32(tmp_path):
 @pytest.mark.parametrize(
     ("cfg", "message"),
     [
+        ({"architecture": "topk"}, "'topk' needs k"),
+        ({"architecture": "abstopk", "k": 4}, "'abstopk' is refused: its features may be negative"),
         (
-            {"architecture": "topk", "k": 4},
-            "'topk' is refused: which features are active depends on all the others",
+            {"metadata": METADATA | {"hf_hook_name": "model.layers.1.pre_feedforward_layernorm.output"}},
+            "not a hook point here",
         ),
         ({"architecture": "batchtopk"}, "training checkpoint"),
         ({"architecture": "temporal"}, "attends across tokens"),
@@ -152,10 +154,39 @@ def test_refusals_say_why(tmp_path, cfg, message):
         )
 
 
-def test_topk_of_the_flat_form_is_refused(tmp_path):
+@pytest.mark.parametrize("rescale", [False, True])
+def test_topk_is_refused_by_feature_and_exact_as_a_whole(tmp_path, rescale):
+    w, x = weights("standard"), randn(30, D, seed=9)
+    sae = read_saelens(write_v6(tmp_path / "sae", "topk", w, k=3, rescale_acts_by_decoder_norm=rescale))
+    with pytest.raises(SaeError, match="topk SAEs are refused: which features are active depends on all"):
+        sae.feature(0)
+    found = sae.encode(x)
+    norms = w["W_dec"].norm(dim=1) if rescale else torch.ones(F)
+    for row, features in zip(x, found, strict=True):
+        q = ((row - w["b_dec"]) @ w["W_enc"] + w["b_enc"]) * norms
+        expected = torch.zeros(F)
+        for j in q.argsort(descending=True)[:3]:
+            expected[j] = max(q[j], 0)
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        sae.decode(found, x), (found / norms) @ w["W_dec"] + w["b_dec"], rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu", "gated"])
+@pytest.mark.parametrize("normalize", ["none", "constant_norm_rescale", "layer_norm"])
+def test_encoding_whole_rows_equals_encoding_feature_by_feature(tmp_path, architecture, normalize):
+    sae = read_saelens(write_v6(tmp_path / "sae", architecture, normalize_activations=normalize))
+    x = randn(20, D, seed=9)
+    torch.testing.assert_close(sae.encode(x), all_features(sae, x), rtol=1e-4, atol=1e-4)
+
+
+def test_topk_of_the_flat_form_is_read_with_its_k(tmp_path):
     flat = {"hook_name": "blocks.3.hook_resid_pre", "d_in": D, "d_sae": F, "activation_fn_str": "topk"}
-    with pytest.raises(SaeError, match="'topk' is refused"):
-        read_saelens(write(tmp_path / "sae", weights("standard"), **flat))
+    sae = read_saelens(write(tmp_path / "sae", weights("standard"), **flat, activation_fn_kwargs={"k": 2}))
+    assert ((sae.encode(randn(9, D, seed=1)) > 0).sum(dim=1) <= 2).all()
+    with pytest.raises(SaeError, match="topk SAEs are refused"):
+        sae.feature(1)
 
 
 def test_files_that_are_not_what_they_say(tmp_path):
