@@ -5,6 +5,7 @@ import typer
 from server.lab.calibrate import calibrate
 from server.lab.evaluate import evaluate
 from server.lab.fit import fit
+from server.lab.inspect import inspect
 from server.lab.report import report
 
 monitor_app = typer.Typer(
@@ -29,3 +30,4 @@ monitor_app.command("fit")(fit)
 monitor_app.command("calibrate")(calibrate)
 monitor_app.command("eval")(evaluate)
 monitor_app.command("report")(report)
+monitor_app.command("inspect")(inspect)

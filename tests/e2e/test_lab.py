@@ -185,3 +185,32 @@ def test_eval_measures_on_other_examples_and_keeps_the_figures(calibrated: Path,
     assert (found["num_positive"], found["random"]["num_directions"]) == (8, 40)
     assert card["fit"]
     assert card["calibration"]
+
+
+def test_inspect_needs_no_model_and_says_what_the_monitor_may_be_used_for(calibrated: Path):
+    done = interlock("monitor", "inspect", calibrated / "animals", "--model", "no/such/model")
+    assert done.exit_code == 0, done.output
+    assert "prompt at 20.00%: above" in done.output
+    assert "may      block: false positives are certified at 20.00% of prompts" in done.output
+    assert "missing  verify: interlock monitor verify" in done.output
+
+
+def test_inspect_scores_one_example_token_by_token(calibrated: Path, lab: Path):
+    data = lab / "train.jsonl"
+    done = interlock(
+        "monitor",
+        "inspect",
+        calibrated / "animals",
+        "--data",
+        data,
+        "--example",
+        "train:1",
+        "--cache",
+        lab / "acts",
+    )
+    assert done.exit_code == 0, done.output
+    assert "first at token" in done.output
+    assert "'?'" in done.output
+    unknown = interlock("monitor", "inspect", calibrated / "animals", "--data", data, "--example", "nobody")
+    assert unknown.exit_code == 2
+    assert "no example has the id 'nobody'" in unknown.output
