@@ -9,8 +9,9 @@ from monitors.types import CausalVerdict
 class Read(CardPart):
     auroc: Interval
     random: RandomDirections
-    random_percentile: float  # share of random directions that the monitor beats
+    random_percentile: float  # share of random directions that read no better than the monitor
     sham_aurocs: tuple[float, ...]  # the same recipe on permuted labels
+    sham_percentile: float = 0.0  # share of shams, by the better of their two signs, that the monitor beats
     selectivity: float  # auroc - mean sham auroc
     length_auroc: float
     tfidf_auroc: float
@@ -29,6 +30,7 @@ class Effect(CardPart):
         float  # (1 + #{|null| >= |effect|}) / (1 + #nulls), Holm-corrected over necessity and sufficiency
     )
     matched_by: Literal["norm", "kl"] = "norm"
+    wrong_sign: float | None = None  # effect of the same edit with the direction turned round
 
 
 class Dose(CardPart):

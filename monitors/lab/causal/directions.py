@@ -1,0 +1,67 @@
+"""The direction of a monitor at each hook point that it reads."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from monitors.base import Column, Monitor
+from monitors.direction import Cosine
+from monitors.linear import Linear
+from monitors.sae_feature import SaeFeature
+from monitors.types import HookPoint
+
+
+def directions(monitor: Monitor, positives: Mapping[HookPoint, Tensor]) -> dict[HookPoint, Tensor]:
+    """Unit vectors [d_model] float32 by hook point.
+
+    A linear probe's weights; an SAE feature's decoder row, which is what writing it would add; for any other monitor the
+    gradient of its raw values, averaged over positive examples. positives: pooled rows [n, d_model] by hook point.
+    Raises ValueError where that is zero.
+    """
+    transform = monitor.transform
+    if isinstance(transform, SaeFeature):
+        raw = {transform.hook_point: transform.decoder}
+    elif isinstance(transform, Linear | Cosine):
+        raw = {column.hook_point: column.weight for column in transform.columns}
+    else:
+        raw = _gradients(monitor, positives)
+    return {point: _unit(vector, point, monitor.name) for point, vector in raw.items()}
+
+
+def _gradients(monitor: Monitor, positives: Mapping[HookPoint, Tensor]) -> dict[HookPoint, Tensor]:
+    """d(sum of the raw values)/dx, averaged over the rows.
+
+    A monitor that weighs tokens by attention has weights (queries) and values: only the values say what it looks for.
+    """
+    leaves = {point: positives[point].float().clone().requires_grad_() for point in monitor.hook_points}
+    with torch.enable_grad():
+        values = _values(monitor, leaves)
+        if monitor.aggregator.kind in {"attention", "rolling_attention"}:
+            values = values[:, values.shape[1] // 2 :]
+        found = torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True)
+    return {
+        point: torch.zeros_like(leaf[0]) if gradient is None else gradient.mean(dim=0)
+        for (point, leaf), gradient in zip(leaves.items(), found, strict=True)
+    }
+
+
+def _values(monitor: Monitor, rows: Mapping[HookPoint, Tensor]) -> Tensor:
+    """The monitor's raw values from its columns, row functions and head: [n, num_values]."""
+    transform = monitor.transform
+    columns: Sequence[Column] = transform.columns
+    parts = [column.evaluate(rows[column.hook_point])[:, None] for column in columns]
+    parts += [f.evaluate(rows[f.hook_point]) for f in getattr(transform, "row_functions", ())]
+    values = torch.cat(parts, dim=1)
+    head = getattr(transform, "head", None)
+    result: Tensor = values if head is None else head(values)
+    return result
+
+
+def _unit(vector: Tensor, point: HookPoint, name: str) -> Tensor:
+    norm = torch.linalg.vector_norm(vector.double())
+    if not norm > 0:
+        raise ValueError(
+            f"monitor {name!r}: its direction at {point} is zero, so there is nothing to write or remove"
+        )
+    return (vector.double() / norm).float()

@@ -1,0 +1,55 @@
+"""What is verified, on what, and how."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from monitors.base import Monitor
+from monitors.lab.activations import Progress, no_progress
+from monitors.lab.causal.behaviour import Behaviour, TokenSet
+from monitors.lab.causal.plan import Plan
+from monitors.lab.dataset import Example
+from monitors.lab.pooling import Pooling
+from monitors.lab.recipes import Recipe
+from monitors.lab.subject import Subject
+from monitors.types import HookPoint
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subjects:
+    """The examples of a verification. Only `test` is required."""
+
+    test: tuple[Example, ...]
+    train: tuple[
+        Example, ...
+    ] = ()  # class means, shams and baselines are fitted on these; without, on half of test
+    neutral: tuple[Example, ...] = ()  # without: negatives that are not tested
+    harmful: tuple[Example, ...] = ()  # that should be refused, for the safety regression
+    masked: tuple[Example, ...] = ()  # test examples with the telling text masked, labelled
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verification:
+    """What is verified, and how."""
+
+    monitor: Monitor
+    subject: Subject
+    data: Subjects
+    plan: Plan
+    recipe: Recipe  # shams are fitted by it
+    behaviour: Behaviour | None
+    refusal: TokenSet | None = None  # how a refusal starts; with harmful examples
+    pooling: Pooling = "mean"  # over which tokens class means are taken; last: edits begin there, too
+    seed: int = 0
+    announce: Callable[[int], None] = field(default=lambda passes: None)  # the cost, before the run
+    reading: Progress = no_progress
+    intervening: Progress = no_progress
+
+
+def nearby(point: HookPoint, job: Verification) -> tuple[HookPoint, ...]:
+    """The places around at which the same direction is tried."""
+    if job.behaviour is None:
+        return ()
+    layers = [point.layer + offset for offset in job.plan.site_offsets]
+    return tuple(
+        HookPoint(layer, point.kind) for layer in layers if 0 <= layer < len(job.subject.blocks.layers)
+    )

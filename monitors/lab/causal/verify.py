@@ -1,0 +1,128 @@
+"""The whole card of a monitor: reading, then interventions, then the verdict."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from monitors.lab.activations import collect
+from monitors.lab.baselines import folds
+from monitors.lab.causal.bench import Bench
+from monitors.lab.causal.directions import directions
+from monitors.lab.causal.edits import axes_of
+from monitors.lab.causal.job import Verification, nearby
+from monitors.lab.causal.reading import Split, read, shams
+from monitors.lab.causal.verdict import judge
+from monitors.lab.dataset import Example, dataset_digest
+from monitors.lab.pooling import Pooled
+from monitors.lab.sections.causal import CausalSection
+from monitors.lab.statistics import Floats
+from monitors.types import HookPoint
+
+MIN_PER_CLASS = 8  # test prompts
+
+
+def verify(job: Verification, cache: Path, weights_sha256: str) -> CausalSection:
+    """Measure and judge. The same seed gives the same section.
+
+    Raises ValueError for data that are too few or unlabelled.
+    """
+    select, test = _split(job)
+    points = _points(job)
+    pooled = Split(
+        *(Pooled(collect(job.subject, part, points, cache, progress=job.reading)) for part in (select, test))
+    )
+    labels = pooled.select.acts.labels
+    rows = {point: torch.tensor(_rows(job, pooled.select, point)).float() for point in points}
+    own = directions(job.monitor, {point: its[torch.tensor(labels == 1)] for point, its in rows.items()})
+    axes = axes_of(own, rows, labels)
+    sham_monitors = shams(job.recipe, pooled, job.plan.num_shams, job.seed)
+    masked = None
+    if job.data.masked:
+        masked = Pooled(collect(job.subject, job.data.masked, points, cache, progress=job.reading))
+    reading = read(
+        job.monitor,
+        job.recipe,
+        pooled,
+        sham_monitors,
+        statistic="max" if job.subject.is_causal else "last",
+        num_random_draws=job.plan.num_random_reads,
+        masked=masked,
+        seed=job.seed,
+    )
+    measured = found = None
+    if job.behaviour is not None:
+        bench = Bench(
+            job,
+            job.behaviour,
+            axes,
+            select=select,
+            test=test,
+            rows=rows,
+            labels=labels,
+            sham_monitors=sham_monitors,
+        )
+        measured, found = bench.measure()
+    judgement = judge(reading, measured)
+    return CausalSection(
+        weights_sha256=weights_sha256,
+        data_sha256=dataset_digest(job.data.test),
+        num_examples=len(test),
+        seed=job.seed,
+        mode=job.plan.mode,
+        phase=job.recipe.phase,
+        behaviour=job.behaviour.name if job.behaviour else None,
+        hook_point=", ".join(str(axis.point) for axis in axes),
+        gap=float(np.mean([axis.gap for axis in axes])),
+        read=reading,
+        necessity=measured.necessity if measured else (),
+        sufficiency=measured.sufficiency if measured else (),
+        doses=found.doses if found else (),
+        dose_slope=found.slope if found else None,
+        dose_spearman=found.spearman if found else None,
+        anti_steerable=found.anti_steerable if found else None,
+        specificity=measured.specificity if measured else None,
+        faithfulness=measured.faithfulness if measured else None,
+        sites=measured.sites if measured else (),
+        flags=judgement.flags,
+        verdict=judgement.verdict,
+        reasons=judgement.reasons,
+    )
+
+
+def _split(job: Verification) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """Examples to fit on, and to test on; groups whole. Raises ValueError if that leaves too few."""
+    examples = job.data.test
+    for part in (examples, job.data.train, job.data.masked):
+        if unknown := sum(e.label is None for e in part):
+            raise ValueError(f"{unknown} of {len(part)} examples have no label; label them or leave them out")
+    select, test = job.data.train, examples
+    if not select:
+        labels = np.array([e.label for e in examples], dtype=np.int64)
+        try:
+            half = folds(labels, np.array([e.group for e in examples]), 2, job.seed)
+        except ValueError as error:
+            raise ValueError(
+                "the data can't be halved by group, to choose on one half and test on the other: each class needs two "
+                "groups at least; give more data, or --train"
+            ) from error
+        select = tuple(e for e, fold in zip(examples, half, strict=True) if fold == 0)
+        test = tuple(e for e, fold in zip(examples, half, strict=True) if fold == 1)
+    for part, what in ((select, "to choose on"), (test, "to test on")):
+        for label, name in ((1, "positive"), (0, "negative")):
+            if (num := sum(e.label == label for e in part)) < MIN_PER_CLASS:
+                raise ValueError(
+                    f"{num} {name} examples {what}; needs {MIN_PER_CLASS} at least: give more data"
+                )
+    return tuple(select), tuple(test)
+
+
+def _points(job: Verification) -> tuple[HookPoint, ...]:
+    """The first block's output, what the monitor reads, and the places around."""
+    own = job.monitor.hook_points
+    around = nearby(own[0], job) if len(own) == 1 else ()
+    return tuple(dict.fromkeys((HookPoint(0), *own, *around)))
+
+
+def _rows(job: Verification, pooled: Pooled, point: HookPoint) -> Floats:
+    return pooled.rows(point, job.recipe.phase, job.recipe.exclude_first, job.pooling)

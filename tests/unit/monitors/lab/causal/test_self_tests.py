@@ -1,0 +1,118 @@
+"""The causal card on models whose answer is known: it must find a cause, and must not find one that isn't there."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from monitors.aggregate import AggregatorSpec
+from monitors.base import Monitor
+from monitors.lab.activations import collect
+from monitors.lab.causal import FULL, QUICK, Subjects, Verification, parse_behaviour, verify
+from monitors.lab.pooling import Pooled
+from monitors.lab.recipes import Recipe, fit
+from monitors.linear import Linear
+from monitors.types import CausalVerdict, HookPoint
+from tests.unit.monitors.lab.causal.toy import BYSTANDER, CAUSE, YES, D, toy_examples, toy_subject
+
+POINT = HookPoint(1)
+MEAN = AggregatorSpec("mean")
+RECIPE = Recipe("mass_mean", (POINT,), "prompt", MEAN)
+
+
+def probe(direction):
+    return Monitor("probe", Linear((POINT,), direction[None], torch.zeros(1)), MEAN)
+
+
+def verified(monitor, cache, *, plan=QUICK, num=96, behaviour="continuations", recipe=RECIPE, **data):
+    subject, test = toy_subject(), toy_examples(num)
+    data = Subjects(**{"test": test, "neutral": toy_examples(20, seed=5)[::2], **data})
+    parsed = parse_behaviour(behaviour, subject, test[0]) if behaviour else None
+    return verify(Verification(monitor, subject, data, plan, recipe, parsed), cache, "0" * 64)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def causal(cache):
+    return verified(probe(CAUSE), cache, behaviour=f"tokens:{YES}")
+
+
+def test_a_planted_cause_is_causal(causal):
+    assert causal.verdict is CausalVerdict.CAUSAL, causal.reasons
+    for effect in (causal.necessity[0], causal.sufficiency[0]):
+        assert effect.effect.low > 0.5
+        assert effect.null_high < effect.effect.low
+        assert effect.wrong_sign < 0
+    assert causal.dose_spearman == pytest.approx(1.0)
+    assert causal.anti_steerable == 0.0
+    assert causal.read.selectivity > 0.3
+    assert not {"entangled", "fragile-layer"} & set(causal.flags)
+
+
+def test_a_planted_cause_is_causal_with_nulls_of_equal_kl_too(cache):
+    section = verified(
+        probe(CAUSE),
+        cache,
+        plan=replace(FULL, num_per_class=12, num_random=6, num_neutral=6),
+        num=96,
+        behaviour=f"tokens:{YES}",
+    )
+    assert section.verdict is CausalVerdict.CAUSAL, section.reasons
+    assert [e.matched_by for e in section.necessity] == ["norm", "kl"]
+    for effect in (*section.necessity, *section.sufficiency):
+        assert effect.p_value == pytest.approx(2 / (1 + effect.num_nulls))  # no null did as much; Holm of two
+
+
+def test_a_planted_bystander_is_a_readout(cache):
+    section = verified(probe(BYSTANDER), cache)
+    assert section.verdict is CausalVerdict.READOUT, section.reasons
+    assert section.read.auroc.value > 0.95
+    assert abs(section.necessity[0].effect.value) < 0.05
+    assert abs(section.sufficiency[0].effect.value) < 0.05
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_a_random_direction_is_invalid(cache, seed):
+    random = torch.randn(D, generator=torch.Generator().manual_seed(seed))
+    random -= (random @ CAUSE) * CAUSE + (random @ BYSTANDER) * BYSTANDER
+    assert verified(probe(random), cache, behaviour=None).verdict is CausalVerdict.INVALID
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_a_monitor_of_shuffled_labels_is_invalid(cache, seed):
+    acts = collect(toy_subject(), toy_examples(80, seed=11), [POINT], cache)
+    labels = np.random.default_rng(seed).permutation(acts.labels)
+    sham = fit(RECIPE, Pooled(acts), range(80), labels)
+    assert verified(sham, cache, behaviour=None).verdict is CausalVerdict.INVALID
+
+
+def test_a_monitor_that_only_reads_leaked_text_is_flagged(cache):
+    negatives = [e for e in toy_examples(80, seed=22) if e.label == 0]
+    masked = tuple(replace(e, label=i % 2) for i, e in enumerate(negatives))  # nothing telling is left
+    section = verified(probe(CAUSE), cache, behaviour=None, masked=masked)
+    assert "leaky" in section.flags
+    assert section.read.masked_auroc < section.read.auroc.value - 0.1
+
+
+def test_without_behaviour_the_causal_part_is_not_tested(cache):
+    section = verified(probe(CAUSE), cache, behaviour=None)
+    assert section.verdict is CausalVerdict.READOUT
+    assert (section.necessity, section.sufficiency, section.doses) == ((), (), ())
+    assert any("not tested" in reason for reason in section.reasons)
+
+
+def test_words_that_read_better_make_a_monitor_invalid(cache):
+    noisy = probe(0.4 * CAUSE + torch.randn(D, generator=torch.Generator().manual_seed(1)))
+    test = toy_examples(96, telling_text=True)
+    section = verified(noisy, cache, behaviour=None, test=test)
+    assert section.read.tfidf_auroc > 0.95
+    assert section.verdict is CausalVerdict.INVALID
+
+
+def test_the_same_seed_gives_the_same_section(cache, causal):
+    assert verified(probe(CAUSE), cache, behaviour=f"tokens:{YES}") == causal
