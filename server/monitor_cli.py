@@ -7,6 +7,7 @@ from server.lab.evaluate import evaluate
 from server.lab.fit import fit
 from server.lab.inspect import inspect
 from server.lab.report import report
+from server.lab.sae import check, convert
 
 monitor_app = typer.Typer(
     no_args_is_help=True,
@@ -31,3 +32,5 @@ monitor_app.command("calibrate")(calibrate)
 monitor_app.command("eval")(evaluate)
 monitor_app.command("report")(report)
 monitor_app.command("inspect")(inspect)
+sae_app.command("check")(check)
+sae_app.command("convert")(convert)

@@ -20,7 +20,7 @@ from guard.policy import Policy, load_policy
 from guard.policy_test import run_tests
 from guard.types import Budget, Mode, MonitorInfo, Scope, VectorInfo
 from monitors.artifacts import ArtifactError, MonitorSet
-from monitors.base import Link, Monitor
+from monitors.base import Evidence, Link, Monitor
 from monitors.steering import SteeringVector
 from monitors.types import CausalVerdict
 from server.last_good import LastGood
@@ -268,11 +268,11 @@ _SAE_KINDS = frozenset({"sae_feature", "sae_features"})
 
 def _barred(monitor: Monitor) -> str:
     """What in its evidence is against acting on a monitor; empty if nothing is."""
-    evidence = monitor.evidence
-    if evidence is None:
-        return ""
+    evidence = monitor.evidence or Evidence()
     if evidence.verdict is CausalVerdict.INVALID:
         return "its causal card found that it does not read the concept (verdict 'invalid')"
+    if monitor.transform.kind in _SAE_KINDS and evidence.accepted is None:
+        return "its SAE was not tested on plain text: run `interlock sae check`"
     if monitor.transform.kind in _SAE_KINDS and evidence.accepted is False:
         return "its SAE failed the acceptance test on plain text"
     return ""

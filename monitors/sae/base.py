@@ -49,7 +49,7 @@ class Selection:
         if self.among is Among.ALL:
             chosen = f.topk(min(self.k, f.shape[1]), dim=1)
             return torch.zeros_like(f).scatter(1, chosen.indices, chosen.values)
-        grouped = f.unflatten(1, (self.k, -1))
+        grouped = f.reshape(len(f), self.k, -1)
         best = grouped.max(dim=2, keepdim=True)
         return torch.zeros_like(grouped).scatter(2, best.indices, best.values).flatten(1)
 

@@ -285,7 +285,7 @@ def test_sparsify_groupmax_keeps_the_largest_of_each_group(tmp_path):
         ("embed_tokens", {}, "not a whole block"),
         ("mine", {}, "hook_point.json"),
         ("layers.3", {"activation": "groupmax", "k": 5}, "5 groups"),
-        ("layers.3", {"num_latents": F + 1}, r"needs floats \[25\]"),
+        ("layers.3", {"num_latents": F + 1}, r"needs floats \[25, 10\]"),
     ],
 )
 def test_sparsify_refusals(tmp_path, name, config, message):
@@ -405,7 +405,7 @@ def test_an_empty_folder_is_an_error_that_names_it(tmp_path, family):
 
 
 def test_files_of_the_wrong_kind(tmp_path):
-    folder = write(tmp_path / "sae", {"hook_point": POINT}, OPENAI | {"extra": W["bd"]})
+    folder = write(tmp_path / "sae", {"hook_point": POINT}, OPENAI | {"extra": W["bd"] + 1})
     with pytest.raises(
         SaeError, match=r"needs decoder\.weight, encoder\.weight, latent_bias, pre_bias; found"
     ):
