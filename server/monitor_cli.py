@@ -8,6 +8,7 @@ from server.lab.fit import fit
 from server.lab.inspect import inspect
 from server.lab.report import report
 from server.lab.sae import check, convert
+from server.lab.verify import verify
 
 monitor_app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +31,7 @@ vector_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help
 monitor_app.command("fit")(fit)
 monitor_app.command("calibrate")(calibrate)
 monitor_app.command("eval")(evaluate)
+monitor_app.command("verify")(verify)
 monitor_app.command("report")(report)
 monitor_app.command("inspect")(inspect)
 sae_app.command("check")(check)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from monitors.base import Monitor
 from monitors.lab.activations import Progress, no_progress
-from monitors.lab.causal.behaviour import Behaviour, TokenSet
+from monitors.lab.causal.behaviour import Behaviour
 from monitors.lab.causal.plan import Plan
 from monitors.lab.dataset import Example
 from monitors.lab.pooling import Pooling
@@ -37,7 +37,7 @@ class Verification:
     plan: Plan
     recipe: Recipe  # shams are fitted by it
     behaviour: Behaviour | None
-    refusal: TokenSet | None = None  # how a refusal starts; with harmful examples
+    refusal: Behaviour | None = None  # how a refusal starts; with harmful examples
     pooling: Pooling = "mean"  # over which tokens class means are taken; last: edits begin there, too
     seed: int = 0
     announce: Callable[[int], None] = field(default=lambda passes: None)  # the cost, before the run

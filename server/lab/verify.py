@@ -1,0 +1,230 @@
+"""`interlock monitor verify`: does the model use what the monitor reads?"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from server.config import DEMO
+from server.lab import options
+from server.lab.run import progress_bar, told
+
+if TYPE_CHECKING:
+    from monitors.lab.causal import Behaviour, Subjects
+    from monitors.lab.dataset import Columns, Example
+    from monitors.lab.sections.base import Phase
+    from monitors.lab.sections.causal import CausalSection, Effect
+    from monitors.lab.subject import Subject
+
+Behave = Annotated[
+    str | None,
+    typer.Option(
+        "--behaviour",
+        help="What the model does, as a number: `tokens:Sorry|I cannot` (log-odds that the reply starts so), `continuations` "
+        "(each example's tags continuation_positive and continuation_negative are compared), or `python:module:function` "
+        "(called with the logits at the first response position, and the example). Without: the causal part is not tested.",
+    ),
+]
+Full = Annotated[
+    bool,
+    typer.Option(
+        "--full/--quick",
+        help="64 prompts per class and null edits of equal KL, too; or 32 and null edits of equal size only.",
+    ),
+]
+Neutral = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--neutral",
+        help="Text that has nothing to do with the behaviour. Default: negatives that are not tested.",
+        exists=True,
+        dir_okay=False,
+    ),
+]
+Harmful = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--harmful", help="Prompts that must stay refused under the edits.", exists=True, dir_okay=False
+    ),
+]
+Refusal = Annotated[str, typer.Option("--refusal", help="How a refusal starts; with --harmful.")]
+Train = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--train",
+        help="What class means, shams and baselines are fitted on. Default: half of --data, by group.",
+        exists=True,
+        dir_okay=False,
+    ),
+]
+Masked = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--masked", help="Labelled examples with the telling words masked.", exists=True, dir_okay=False
+    ),
+]
+PhaseOption = Annotated[str | None, typer.Option("--phase", help="prompt or response. Default: as fitted.")]
+DEFAULT_REFUSAL = "Sorry|I am sorry|I'm sorry|I cannot|I can't"
+
+
+def verify(
+    folder: options.MonitorFolder,
+    *,
+    data: options.Data,
+    behaviour: Behave = None,
+    full: Full = False,
+    neutral: Neutral = None,
+    harmful: Harmful = None,
+    refusal: Refusal = DEFAULT_REFUSAL,
+    train: Train = None,
+    masked: Masked = None,
+    phase: PhaseOption = None,
+    model: options.Model = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longer examples are cut.", min=1)] = 512,
+    text_field: options.TextField = "text",
+    label_field: options.LabelField = "label",
+    group_field: options.GroupField = "group",
+    positive: options.Positive = None,
+    cache: options.Cache = options.DEFAULT_CACHE,
+    seed: options.Seed = 0,
+) -> None:
+    """Test whether the model uses what a monitor reads, and write the verdict.
+
+    Reading is compared with the same recipe on permuted labels, with random directions and with the words alone. With a
+    behaviour, the direction is removed from positives and written into negatives, and null edits of equal size say how
+    much any push does. `invalid` may only log; `readout` may block and hold; `necessary`, `write-handle` and `causal`
+    may steer, too. What each means: docs/causal-card.md.
+
+    Example: `interlock monitor verify monitors/harm --data test.jsonl --behaviour "tokens:Sorry|I cannot"`
+    """
+    with told():
+        from dataclasses import replace  # noqa: PLC0415
+
+        from monitors.artifacts import ModelIdentity, load_monitor, save_monitor  # noqa: PLC0415
+        from monitors.artifacts.files import MONITOR_FILE, MonitorFile, read_json  # noqa: PLC0415
+        from monitors.base import Evidence  # noqa: PLC0415
+        from monitors.lab.card import CARD_FILE, Card, read_card, write_card  # noqa: PLC0415
+        from monitors.lab.causal import FULL, QUICK, Verification  # noqa: PLC0415
+        from monitors.lab.causal import verify as verified  # noqa: PLC0415
+        from monitors.lab.dataset import Columns  # noqa: PLC0415
+        from monitors.lab.recipes import Recipe  # noqa: PLC0415
+        from server.lab.subject import load_subject  # noqa: PLC0415
+
+        columns = Columns(text_field, label_field, group_field, tuple(positive or ("1", "true")))
+        subjects = read_subjects(columns, data, train, neutral, harmful, masked)
+        subject = load_subject(model or str(DEMO / "model"), max_tokens=max_tokens)
+        identity = ModelIdentity(subject.fingerprint, subject.blocks.d_model, len(subject.blocks.layers))
+        monitor = load_monitor(folder, identity)
+        card = read_card(folder) or Card(monitor=monitor.name, fingerprint=subject.fingerprint)
+        if card.fit is not None and phase in {None, card.fit.recipe.phase}:
+            recipe = Recipe.from_part(card.fit.recipe)
+        else:
+            chosen = phase_of(phase, subjects.test)
+            scope = monitor.exclude_first if chosen == "prompt" else 0
+            recipe = Recipe("mass_mean", monitor.hook_points, chosen, monitor.aggregator, scope)
+        measured, refusing = measures(behaviour, refusal, subject, subjects)
+        file = read_json(folder / MONITOR_FILE, folder.parent, MonitorFile)
+        with progress_bar("activations") as reading, progress_bar("sequences") as intervening:
+            job = Verification(
+                monitor,
+                subject,
+                subjects,
+                FULL if full else QUICK,
+                recipe,
+                measured,
+                refusal=refusing,
+                seed=seed,
+                announce=announce,
+                reading=reading,
+                intervening=intervening,
+            )
+            section = verified(job, cache, file.weights_sha256)
+        evidence = replace(monitor.evidence or Evidence(), verdict=section.verdict, card=CARD_FILE)
+        save_monitor(
+            replace(monitor, evidence=evidence),
+            folder,
+            fingerprint=subject.fingerprint,
+            tokenizer_hash=file.tokenizer_hash,
+            sae=file.sae,
+        )
+        write_card(card.with_section(section), folder)
+    show(section)
+    typer.echo(f"wrote {folder} (verdict in monitor.json, {CARD_FILE})")
+    typer.echo(f"next: interlock monitor report {folder}")
+
+
+def read_subjects(
+    columns: "Columns",
+    test: Sequence[Path],
+    train: Sequence[Path] | None,
+    neutral: Sequence[Path] | None,
+    harmful: Sequence[Path] | None,
+    masked: Sequence[Path] | None = None,
+) -> "Subjects":
+    from monitors.lab.causal import Subjects  # noqa: PLC0415
+    from monitors.lab.dataset import read_dataset  # noqa: PLC0415
+
+    given = {"train": train, "neutral": neutral, "harmful": harmful, "masked": masked}
+    parts = {name: read_dataset(paths, columns) for name, paths in given.items() if paths}
+    return Subjects(read_dataset(test, columns), **parts)
+
+
+def measures(
+    behaviour: str | None, refusal: str, subject: "Subject", subjects: "Subjects"
+) -> "tuple[Behaviour | None, Behaviour | None]":
+    """What is measured on the examples, and on harmful ones."""
+    from monitors.lab.causal import parse_behaviour  # noqa: PLC0415
+
+    if behaviour is None:
+        return None, None
+    refusing = (
+        parse_behaviour(f"tokens:{refusal}", subject, subjects.harmful[0]) if subjects.harmful else None
+    )
+    return parse_behaviour(behaviour, subject, subjects.test[0]), refusing
+
+
+def phase_of(phase: str | None, examples: "Sequence[Example]") -> "Phase":
+    match phase:
+        case "prompt" | "response":
+            return phase
+        case None:
+            return "response" if all(e.reply for e in examples) else "prompt"
+        case _:
+            raise ValueError(f"--phase {phase}: must be prompt or response")
+
+
+def announce(num_passes: int) -> None:
+    typer.echo(f"{num_passes:,} sequences will be run through the model", err=True)
+
+
+def show(section: "CausalSection") -> None:
+    """Effects as a table, then the verdict with its reasons."""
+    if section.necessity:
+        table = Table(
+            title=f"{section.mode}; behaviour {section.behaviour}; share of the difference between the classes"
+        )
+        for heading in ("", "effect (95 %)", "null edits (95 %)", "wrong sign", "p (Holm)"):
+            table.add_column(heading)
+        for name, effects in (("necessity", section.necessity), ("sufficiency", section.sufficiency)):
+            for found in effects:
+                table.add_row(*_row(name, found))
+        Console().print(table)
+    typer.echo(f"verdict: {section.verdict}" + (f" ({', '.join(section.flags)})" if section.flags else ""))
+    for reason in section.reasons:
+        typer.echo(f"- {reason}")
+
+
+def _row(name: str, found: "Effect") -> tuple[str, ...]:
+    e = found.effect
+    matched = "size" if found.matched_by == "norm" else "KL"
+    turned = "" if found.wrong_sign is None else f"{found.wrong_sign:.2f}"
+    return (
+        f"{name}, nulls of equal {matched}",
+        f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f})",
+        f"{found.null_low:.2f} to {found.null_high:.2f}",
+        turned,
+        f"{found.p_value:.3f}",
+    )
