@@ -7,7 +7,7 @@ and results do not depend on how the tokens were cut into chunks. Definitions: s
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,24 @@ class Aggregator(Protocol):
         ...
 
 
+class Mergeable(Protocol):
+    """An aggregator whose state after two pieces of text follows from the states after each."""
+
+    def merge(self, later: Self) -> None:
+        """Go on as if the tokens of `later` had followed. `later` is left as it is.
+
+        Not every aggregator can: the maximum of an average that moves across the seam is in neither state.
+        """
+        ...
+
+
 class Last:
     """The latest value."""
 
     def __init__(self, num_monitors: int) -> None:
+        pass
+
+    def merge(self, later: Self) -> None:
         pass
 
     def update(self, z: Array) -> None:
@@ -39,6 +53,10 @@ class Mean:
     def __init__(self, num_monitors: int) -> None:
         self._total = np.zeros(num_monitors)
         self._count = 0
+
+    def merge(self, later: Self) -> None:
+        self._total = self._total + later._total
+        self._count += later._count
 
     def update(self, z: Array) -> None:
         z[0] += self._total
@@ -53,6 +71,9 @@ class Max:
 
     def __init__(self, num_monitors: int) -> None:
         self._max = np.full(num_monitors, -np.inf)
+
+    def merge(self, later: Self) -> None:
+        self._max = np.maximum(self._max, later._max)
 
     def update(self, z: Array) -> None:
         np.maximum(z[0], self._max, out=z[0])
@@ -76,6 +97,40 @@ class Ema:
             np.add(row, (1 - self._alpha) * before, out=row)
             before = row
         self._ema = z[-1].copy()
+
+
+class Softmax:
+    """sum_t softmax(z / temperature)_t z_t: a mean in which the larger values weigh more (2506.10805, temperature 5).
+
+    Online, with the largest value so far taken out of the exponents, so that nothing overflows.
+    """
+
+    def __init__(self, num_monitors: int, temperature: float) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature is {temperature}, must be above 0")
+        self._temperature = temperature
+        self._largest = np.full(num_monitors, -np.inf)
+        self._weighted = np.zeros(num_monitors)  # sum of exp((z - largest) / temperature) z
+        self._weight = np.zeros(num_monitors)  # sum of exp((z - largest) / temperature)
+
+    def merge(self, later: Self) -> None:
+        self._add(later._largest, later._weighted, later._weight)
+
+    def update(self, z: Array) -> None:
+        one = np.ones(z.shape[1])
+        for row in z:
+            self._add(row.copy(), row, one)
+            np.divide(self._weighted, self._weight, out=row)
+
+    def _add(self, largest: Array, weighted: Array, weight: Array) -> None:
+        """Sums whose exponents had `largest` taken out."""
+        top = np.maximum(self._largest, largest)
+        with np.errstate(invalid="ignore"):  # -inf - -inf: nothing was seen on either side
+            own = np.nan_to_num(np.exp((self._largest - top) / self._temperature))
+            other = np.nan_to_num(np.exp((largest - top) / self._temperature))
+        self._weighted = own * self._weighted + other * weighted
+        self._weight = own * self._weight + other * weight
+        self._largest = top
 
 
 class RollingMean:
@@ -136,6 +191,7 @@ AGGREGATORS: Mapping[str, Callable[..., Aggregator]] = {
     "mean": Mean,
     "max": Max,
     "ema": Ema,
+    "softmax": Softmax,
     "rolling_mean": RollingMean,
     "max_rolling_mean": MaxRollingMean,
 }
@@ -148,6 +204,7 @@ class AggregatorSpec:
     kind: str
     alpha: float | None = None
     window: int | None = None
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in AGGREGATORS:
@@ -159,7 +216,7 @@ class AggregatorSpec:
 
     def start(self, num_monitors: int) -> Aggregator:
         """The state before the first token."""
-        given = {"alpha": self.alpha, "window": self.window}
+        given = {"alpha": self.alpha, "window": self.window, "temperature": self.temperature}
         params = {name: value for name, value in given.items() if value is not None}
         return AGGREGATORS[self.kind](num_monitors, **params)
 

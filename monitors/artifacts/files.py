@@ -55,6 +55,7 @@ class AggregatorFile(_File):
     kind: str
     alpha: float | None = None
     window: int | None = None
+    temperature: float | None = None
 
 
 class AggregatorsFile(_File):

@@ -265,4 +265,4 @@ def _check_unique(path: Path, what: str, names: Sequence[str]) -> None:
 
 
 def _aggregator(file: AggregatorFile) -> AggregatorSpec:
-    return AggregatorSpec(file.kind, file.alpha, file.window)
+    return AggregatorSpec(file.kind, file.alpha, file.window, file.temperature)

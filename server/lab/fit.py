@@ -42,14 +42,15 @@ def fit(
         list[str] | None,
         typer.Option(
             "--kind",
-            help="logistic, mass_mean, lda, sliding_window (one layer each); logistic_layers, multilayer (all layers at once); may be repeated. Default: logistic.",
+            help="One layer each: logistic, logistic_last, mass_mean, mass_mean_whitened, lda, sliding_window, max_rolling_mean. All layers at once: logistic_layers, "
+            "multilayer. Several: all-linear (those without gradient steps), all. May be repeated. Default: logistic.",
         ),
     ] = None,
     aggregator: Annotated[
         list[str] | None,
         typer.Option(
             "--aggregator",
-            help="How the server aggregates over tokens: mean, max, ema:0.12, rolling_mean:8, max_rolling_mean:8 …; may be repeated. "
+            help="How the server aggregates over tokens: mean, max, ema:0.12, softmax:5, rolling_mean:8, max_rolling_mean:8 …; may be repeated. "
             "Default: mean and ema:0.12 (an encoder: mean).",
         ),
     ] = None,
@@ -74,9 +75,14 @@ def fit(
 
     Every candidate is judged by what the server will compute: its running score over the tokens of a request, the largest
     of which is the request's. TF-IDF on the same folds and random directions at each layer stand beside it: a monitor that
-    does not beat them knows nothing. Examples of one group never stand on both sides of a split.
+    does not beat them knows nothing. Examples of one group never stand on both sides of a split. Activations and finished
+    candidates are kept in the cache: a run that was interrupted goes on, and a second one asks for little.
 
-    Example: `interlock monitor fit --name harm --data train.jsonl --kind logistic --kind mass_mean`
+    Conversations: `interlock monitor fit --name harm --data train.jsonl --kind all-linear`
+
+    Texts in a CSV file: `interlock monitor fit --name harm --data prompts.csv --text-field prompt --positive unsafe --group-field topic`
+
+    Long replies: `interlock monitor fit --name harm --data train.jsonl --phase response --kind multilayer --aggregator ema:0.12`
     """
     with told():
         from monitors.aggregate import AggregatorSpec  # noqa: PLC0415
@@ -108,6 +114,12 @@ def fit(
         )
         write_card(fitted.card(folder, subject.fingerprint), folder)
     _show(fitted)
+    if repeated := fitted.section.num_repeated:
+        typer.echo(
+            f"warning: {repeated} examples have the same text as one of another group, so that both sides of a split may have "
+            "seen it; drop repeats, or give them one group",
+            err=True,
+        )
     typer.echo(f"wrote {folder} (monitor.json, weights.safetensors, {CARD_FILE})")
     if not subject.is_causal:
         typer.echo("This model is an encoder: the monitor can be measured, but not served.")
@@ -129,7 +141,13 @@ def _aggregator(text: str, spec: "type[AggregatorSpec]") -> "AggregatorSpec":
     try:
         if not parameter:
             return spec(kind)
-        return spec(kind, alpha=float(parameter)) if kind == "ema" else spec(kind, window=int(parameter))
+        match kind:
+            case "ema":
+                return spec(kind, alpha=float(parameter))
+            case "softmax":
+                return spec(kind, temperature=float(parameter))
+            case _:
+                return spec(kind, window=int(parameter))
     except ValueError as error:
         raise ValueError(
             f"--aggregator {text}: {error}; write for example mean, ema:0.12 or rolling_mean:8"
@@ -166,7 +184,7 @@ def _show(fitted: "Fitted") -> None:
         recipe = found.recipe
         last = recipe.hook_points[-1]
         layer = last.split(".")[1] if len(recipe.hook_points) == 1 else f"all {len(recipe.hook_points)}"
-        parameter = recipe.aggregator.alpha or recipe.aggregator.window
+        parameter = recipe.aggregator.alpha or recipe.aggregator.window or recipe.aggregator.temperature
         beside = random.get(last)
         table.add_row(
             recipe.trainer,

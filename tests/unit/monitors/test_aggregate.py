@@ -27,11 +27,17 @@ def max_rolling_mean(z):
     return max(np.mean(z[i : i + WINDOW]) for i in range(len(z) - WINDOW + 1))
 
 
+def softmax(z):
+    weights = np.exp((z - np.max(z)) / 5)
+    return np.sum(weights * z) / np.sum(weights)
+
+
 PLAIN = {  # all values so far -> the aggregate
     AggregatorSpec("last"): lambda z: z[-1],
     AggregatorSpec("mean"): np.mean,
     AggregatorSpec("max"): np.max,
     EMA: ema,
+    AggregatorSpec("softmax", temperature=5.0): softmax,
     AggregatorSpec("rolling_mean", window=WINDOW): lambda z: np.mean(z[-WINDOW:]),
     AggregatorSpec("max_rolling_mean", window=WINDOW): max_rolling_mean,
 }
@@ -74,6 +80,33 @@ def test_chunks_do_not_matter(spec, z, chunk_sizes):
     np.testing.assert_allclose(run(spec, z, chunk_sizes), run(spec, z, [len(z)]), rtol=1e-12, atol=1e-12)
 
 
+MERGEABLE = [spec for spec in PLAIN if hasattr(spec.start(1), "merge")]
+
+
+def test_what_can_be_merged_is_what_the_maths_allows():
+    assert [spec.kind for spec in MERGEABLE] == ["last", "mean", "max", "softmax"]
+
+
+@pytest.mark.parametrize("spec", MERGEABLE, ids=lambda spec: spec.kind)
+@given(before=series, after=series, rest=series)
+def test_a_merged_state_goes_on_as_if_the_tokens_had_followed(spec, before, after, rest):
+    first, second = spec.start(1), spec.start(1)
+    first.update(np.array(before)[:, None])
+    second.update(np.array(after)[:, None])
+    kept = deepcopy(second)
+    first.merge(second)
+    out = np.array(rest)[:, None]
+    first.update(out)
+    whole = [*before, *after]
+    plain = [PLAIN[spec](np.array([*whole, *rest[: t + 1]])) for t in range(len(rest))]
+    np.testing.assert_allclose(out[:, 0], plain, rtol=1e-12, atol=1e-9)
+    untouched = np.array(rest)[:, None]
+    kept.update(untouched)
+    again = np.array(rest)[:, None]
+    second.update(again)
+    np.testing.assert_array_equal(again, untouched)
+
+
 def test_a_huge_value_leaves_no_error_behind_in_a_window():
     z = np.array([1e16, *[0.1] * 12])[:, None]
     AggregatorSpec("rolling_mean", window=WINDOW).start(1).update(z)
@@ -86,6 +119,7 @@ def test_a_huge_value_leaves_no_error_behind_in_a_window():
         ("ema", {}, "alpha"),
         ("ema", {"alpha": 0.0}, "alpha is 0.0"),
         ("rolling_mean", {"window": 0}, "window is 0"),
+        ("softmax", {"temperature": 0.0}, "temperature is 0"),
         ("mean", {"window": 3}, "wrong parameters"),
         ("median", {}, "unknown aggregator 'median'; known: last"),
     ],
