@@ -20,7 +20,7 @@ from monitors.lab.sections.fit import FitSection, LayerBaseline
 from monitors.lab.statistics import auroc_interval
 from monitors.lab.subject import Subject
 from monitors.lab.sweep import best, candidate, cross_validate
-from monitors.lab.trainers import TRAINERS
+from monitors.lab.trainers import KIND_SETS, TRAINERS
 from monitors.types import HookPoint
 
 
@@ -28,7 +28,7 @@ from monitors.types import HookPoint
 class Search:
     """What is tried."""
 
-    kinds: tuple[str, ...]  # keys of TRAINERS
+    kinds: tuple[str, ...]  # keys of TRAINERS or KIND_SETS
     hook_points: tuple[HookPoint, ...]
     aggregators: tuple[AggregatorSpec, ...]
     penalties: tuple[float, ...] = (1.0,)
@@ -40,9 +40,9 @@ class Search:
     def recipes(self, phase: Phase) -> list[Recipe]:
         """Every combination. Raises ValueError for an unknown kind."""
         found = []
-        for kind in self.kinds:
+        for kind in dict.fromkeys(k for name in self.kinds for k in KIND_SETS.get(name, (name,))):
             if kind not in TRAINERS:
-                raise ValueError(f"unknown kind {kind!r}; known: {', '.join(TRAINERS)}")
+                raise ValueError(f"unknown kind {kind!r}; known: {', '.join([*TRAINERS, *KIND_SETS])}")
             trainer = TRAINERS[kind]
             places = [self.hook_points] if trainer.all_layers else [(point,) for point in self.hook_points]
             penalised = "penalty" in trainer.settings
@@ -95,7 +95,7 @@ def fit_monitor(
     fold = folds(labels, groups, search.num_folds, search.seed)
     statistic: Statistic = "max" if subject.is_causal else "last"
     judged = cross_validate(
-        recipes, pooled, labels, fold, statistic=statistic, seed=search.seed, progress=fitting
+        recipes, pooled, labels, fold, statistic=statistic, seed=search.seed, resume=True, progress=fitting
     )
     candidates = [candidate(one, labels, groups, search.seed) for one in judged]
     chosen = best(candidates)
@@ -130,6 +130,7 @@ def fit_monitor(
         num_positive=int(labels.sum()),
         num_groups=len(np.unique(groups)),
         num_folds=search.num_folds,
+        num_repeated=num_repeated(examples),
         recipe=recipe.to_part(),
         candidates=tuple(candidates),
         tfidf_auroc=words,
@@ -154,3 +155,12 @@ def check_labels(examples: Sequence[Example]) -> None:
 def phase_of(examples: Sequence[Example]) -> Phase:
     """The response if every example has one, else the prompt."""
     return "response" if all(example.reply for example in examples) else "prompt"
+
+
+def num_repeated(examples: Sequence[Example]) -> int:
+    """How many examples have a text (spaces and case aside) that another group has too: a split may have it on both sides."""
+    groups: dict[str, set[str]] = {}
+    texts = [" ".join(example.plain_text.lower().split()) for example in examples]
+    for text, example in zip(texts, examples, strict=True):
+        groups.setdefault(text, set()).add(example.group)
+    return sum(len(groups[text]) > 1 for text in texts)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from monitors.lab.finished import Finished
 from monitors.lab.pooling import Pooled
 from monitors.lab.recipes import Recipe, fit
 from monitors.lab.scoring import Scorer
@@ -12,7 +13,9 @@ from monitors.lab.sections.base import Statistic
 from monitors.lab.sections.fit import Candidate
 from monitors.lab.statistics import Floats, Ints, auroc_interval, tpr_at
 
-_MONITORS_PER_PASS = 256  # over the activations: bounds the memory of a shard's scores
+_MONITORS_PER_PASS = (
+    64  # over the activations: bounds the memory of a shard's scores, and what an interruption loses
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,24 +34,31 @@ def cross_validate(
     *,
     statistic: Statistic = "max",
     seed: int = 0,
+    resume: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Judged]:
     """Fit each recipe once per fold on the others, and score each example by the monitor that never saw it.
 
     The scores are the run-time statistic: the monitor's own aggregator, streamed over the request's tokens.
+    With `resume`, finished recipes are kept beside the activations, and not fitted again.
     """
     names = np.unique(fold)
     total = len(recipes) * len(names)
     per_pass = max(1, _MONITORS_PER_PASS // len(names))
-    judged: list[Judged] = []
-    for start in range(0, len(recipes), per_pass):
-        part = recipes[start : start + per_pass]
+    finished = Finished(pooled.acts.folder, labels, fold, statistic, seed) if resume else None
+    found = {} if finished is None else finished.read(recipes)
+    missing = [number for number in range(len(recipes)) if number not in found]
+    progress(len(found) * len(names), total)
+    for start in range(0, len(missing), per_pass):
+        numbers = missing[start : start + per_pass]
+        part = [recipes[number] for number in numbers]
+        done = len(found) * len(names)
         monitors = []
         for recipe in part:
             for one in names:
                 indices = np.flatnonzero(fold != one)
                 monitors.append(fit(recipe, pooled, indices.tolist(), labels[indices], seed=seed))
-                progress(start * len(names) + len(monitors), total)
+                progress(done + len(monitors), total)
         by_phase = {recipe.phase for recipe in part}
         scorer = Scorer(monitors)
         scores = {
@@ -57,11 +67,12 @@ def cross_validate(
             else scorer.lasts(pooled.acts, phase)
             for phase in by_phase
         }
-        for number, recipe in enumerate(part):
-            columns = number * len(names) + np.searchsorted(names, fold)
-            own = scores[recipe.phase][np.arange(len(labels)), columns]
-            judged.append(Judged(recipe, own))
-    return judged
+        for place, (number, recipe) in enumerate(zip(numbers, part, strict=True)):
+            columns = place * len(names) + np.searchsorted(names, fold)
+            found[number] = scores[recipe.phase][np.arange(len(labels)), columns]
+            if finished is not None:
+                finished.write(recipe, found[number])
+    return [Judged(recipe, found[number]) for number, recipe in enumerate(recipes)]
 
 
 def candidate(

@@ -46,6 +46,7 @@ class FitSection(Section):
     num_positive: int
     num_groups: int
     num_folds: int
+    num_repeated: int = 0  # examples whose text another group has too: cross-validation flatters by them
     recipe: RecipePart
     candidates: tuple[Candidate, ...]
     tfidf_auroc: Interval  # TF-IDF by the same folds

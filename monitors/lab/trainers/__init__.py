@@ -4,32 +4,46 @@ from collections.abc import Mapping
 
 from monitors.aggregate import AggregatorSpec
 from monitors.lab.trainers.base import Settings, Trainer
-from monitors.lab.trainers.linear import lda, logistic, mass_mean
-from monitors.lab.trainers.sliding_window import sliding_window
+from monitors.lab.trainers.linear import last_token, lda, logistic, mass_mean
+from monitors.lab.trainers.token_linear import EPOCHS
+from monitors.lab.trainers.windows import rolling_max, sliding_window
+
+_WINDOW = 16  # of CC++ (2601.04603)
+_ROLLING_WINDOW = 40  # of 2506.10805
 
 
 def _mean(settings: Settings) -> AggregatorSpec:
     return AggregatorSpec("mean")
 
 
-def _window(settings: Settings) -> AggregatorSpec:
-    return AggregatorSpec("rolling_mean", window=int(settings.get("window", 16)))
+def _last(settings: Settings) -> AggregatorSpec:
+    return AggregatorSpec("last")
 
+
+def _window(settings: Settings) -> AggregatorSpec:
+    return AggregatorSpec("rolling_mean", window=int(settings.get("window", _WINDOW)))
+
+
+def _rolling_max(settings: Settings) -> AggregatorSpec:
+    return AggregatorSpec("max_rolling_mean", window=int(settings.get("window", _ROLLING_WINDOW)))
+
+
+_SLIDING = {"window": _WINDOW, "temperature": 1.0, **EPOCHS}
 
 TRAINERS: Mapping[str, Trainer] = {
     "logistic": Trainer(logistic, {"penalty": 1.0}, _mean),
+    "logistic_last": Trainer(last_token, {"penalty": 1.0}, _last),
     "mass_mean": Trainer(mass_mean, {"whiten": 0.0}, _mean),
+    "mass_mean_whitened": Trainer(mass_mean, {"whiten": 1.0}, _mean),
     "lda": Trainer(lda, {}, _mean),
     "logistic_layers": Trainer(logistic, {"penalty": 1.0}, _mean, all_layers=True),
-    "multilayer": Trainer(
-        sliding_window,
-        {"window": 16, "temperature": 1.0, "epochs": 30, "learning_rate": 1e-2, "weight_decay": 1e-3},
-        _window,
-        all_layers=True,
-    ),
-    "sliding_window": Trainer(
-        sliding_window,
-        {"window": 16, "temperature": 1.0, "epochs": 30, "learning_rate": 1e-2, "weight_decay": 1e-3},
-        _window,
-    ),
+    "sliding_window": Trainer(sliding_window, _SLIDING, _window),
+    "multilayer": Trainer(sliding_window, _SLIDING, _window, all_layers=True),
+    "max_rolling_mean": Trainer(rolling_max, {"window": _ROLLING_WINDOW, **EPOCHS}, _rolling_max),
 }
+
+KIND_SETS: Mapping[str, tuple[str, ...]] = {
+    "all-linear": ("logistic", "mass_mean", "mass_mean_whitened", "lda", "logistic_layers"),
+    "all": tuple(TRAINERS),
+}
+"""Names for several at once, as --kind takes them."""

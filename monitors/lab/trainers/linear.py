@@ -1,4 +1,4 @@
-"""Linear probes on mean-pooled rows: the probe of a mean is the mean of the probe, so they run token by token.
+"""Linear probes on pooled rows: the probe of a mean is the mean of the probe, so they run token by token.
 
 Rows are standardised with the training examples' mean and deviation, per channel: a massive-activation channel weighs no
 more than another. The standardisation is folded into weights and bias, exactly.
@@ -9,6 +9,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 
+from monitors.lab.pooling import Pooling
 from monitors.lab.statistics import Floats
 from monitors.lab.trainers.base import Settings, Task
 from monitors.linear import Linear
@@ -18,10 +19,12 @@ _MAX_STEPS = 5000
 
 def logistic(task: Task, settings: Settings) -> Linear:
     """min sum BCE + penalty / 2 ||w||^2 on standardised rows, classes weighted alike."""
-    x, mean, std = _standardised(task)
-    model = LogisticRegression(C=1 / settings["penalty"], max_iter=_MAX_STEPS, class_weight="balanced")
-    model.fit(x, task.labels)
-    return _folded(task, model.coef_[0], float(model.intercept_[0]), mean, std)
+    return _logistic(task, settings, "mean")
+
+
+def last_token(task: Task, settings: Settings) -> Linear:
+    """As `logistic`, on the last row of the phase instead of the mean of its rows."""
+    return _logistic(task, settings, "last")
 
 
 def mass_mean(task: Task, settings: Settings) -> Linear:
@@ -55,10 +58,17 @@ def lda(task: Task, settings: Settings) -> Linear:
     return _folded(task, model.coef_[0], float(model.intercept_[0]), mean, std)
 
 
-def _standardised(task: Task) -> tuple[Floats, Floats, Floats]:
+def _logistic(task: Task, settings: Settings, pooling: Pooling) -> Linear:
+    x, mean, std = _standardised(task, pooling)
+    model = LogisticRegression(C=1 / settings["penalty"], max_iter=_MAX_STEPS, class_weight="balanced")
+    model.fit(x, task.labels)
+    return _folded(task, model.coef_[0], float(model.intercept_[0]), mean, std)
+
+
+def _standardised(task: Task, pooling: Pooling = "mean") -> tuple[Floats, Floats, Floats]:
     """The pooled rows of all hook points side by side, [n, L * d], with the mean and deviation that were taken out."""
     parts = [
-        task.pooled.rows(point, task.phase, task.exclude_first)[list(task.indices)]
+        task.pooled.rows(point, task.phase, task.exclude_first, pooling)[list(task.indices)]
         for point in task.hook_points
     ]
     x = np.concatenate(parts, axis=1)

@@ -5,16 +5,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.utils.rnn import pad_sequence
 
 from monitors.aggregate import AggregatorSpec
+from monitors.lab import sweep
 from monitors.lab.baselines import folds, random_figures, random_monitors, tfidf_out_of_fold
+from monitors.lab.dataset import Example
+from monitors.lab.finished import Finished
+from monitors.lab.fitting import Search, num_repeated
 from monitors.lab.pooling import Pooled
 from monitors.lab.recipes import Recipe, fit
 from monitors.lab.scoring import Scorer
 from monitors.lab.statistics import auroc
 from monitors.lab.sweep import best, candidate, cross_validate
 from monitors.lab.trainers import TRAINERS
-from monitors.lab.trainers.sliding_window import window_loss
+from monitors.lab.trainers.windows import window_loss, window_means
 from tests.unit.monitors.lab.synthetic import PLANTED, POINTS, direction, planted
 
 MEAN = AggregatorSpec("mean")
@@ -69,21 +74,49 @@ def test_a_probe_of_pooled_rows_scores_a_request_as_it_did_in_training(pooled: P
     )
 
 
-@given(st.integers(1, 24), st.integers(1, 30), st.sampled_from([0.5, 1.0, 4.0]), st.integers(0, 1))
+def plain_window_means(z: list[float], window: int) -> list[float]:
+    if len(z) < window:
+        return [sum(z) / len(z)]
+    return [sum(z[t - window + 1 : t + 1]) / window for t in range(window - 1, len(z))]
+
+
+texts = st.lists(
+    st.tuples(st.lists(st.floats(-6, 6), min_size=1, max_size=30), st.integers(0, 1)), min_size=1, max_size=5
+)
+
+
+def padded(rows: list[tuple[list[float], int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    z = pad_sequence([torch.tensor(own, dtype=torch.float64) for own, _ in rows], batch_first=True)
+    lengths = torch.tensor([len(own) for own, _ in rows])
+    return z, lengths, torch.tensor([float(label) for _, label in rows], dtype=torch.float64)
+
+
+@given(texts, st.integers(1, 24), st.sampled_from([0.5, 1.0, 4.0]))
 @settings(deadline=None)
-def test_the_window_loss_is_its_definition(window: int, length: int, temperature: float, label: int):
-    z = torch.randn(
-        length, generator=torch.Generator().manual_seed(length * 31 + window), dtype=torch.float64
-    )
-    if length < window:
-        means = [z.mean()]
-    else:
-        means = [z[t - window + 1 : t + 1].mean() for t in range(window - 1, length)]
-    weights = np.exp([m.item() / temperature for m in means])
-    weights /= weights.sum()
-    bce = [-np.log(1 / (1 + np.exp(-m.item() if label else m.item()))) for m in means]
-    found = window_loss(z, torch.tensor(float(label), dtype=torch.float64), window, temperature)
-    assert found.item() == pytest.approx(float(weights @ bce))
+def test_the_window_loss_of_each_text_in_a_batch_is_its_definition(rows, window: int, temperature: float):
+    found = window_loss(*padded(rows), window, temperature)
+    for (z, label), own in zip(rows, found.tolist(), strict=True):
+        means = plain_window_means(z, window)
+        weights = np.exp(np.array(means) / temperature)
+        weights /= weights.sum()
+        bce = [-np.log(1 / (1 + np.exp(-m if label else m))) for m in means]
+        assert own == pytest.approx(float(weights @ bce), rel=1e-9, abs=1e-12)
+
+
+@given(texts, st.integers(1, 24))
+@settings(deadline=None)
+def test_windows_lie_within_their_text_whatever_stands_beside_it(rows, window: int):
+    z, lengths, _ = padded(rows)
+    means, is_window = window_means(z, lengths, window)
+    for (own, _), found, inside in zip(rows, means, is_window, strict=True):
+        np.testing.assert_allclose(found[inside].numpy(), plain_window_means(own, window), atol=1e-12)
+
+
+def test_the_weights_of_the_window_loss_are_not_differentiated():
+    z = torch.tensor([[0.5, -1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(window_loss(z, torch.tensor([3]), torch.zeros(1), 1, 1.0).sum(), z)
+    plain = torch.softmax(z.detach(), dim=1) * torch.sigmoid(z.detach())
+    torch.testing.assert_close(gradient, plain)
 
 
 @given(
@@ -110,6 +143,71 @@ def test_cross_validation_scores_each_example_by_a_monitor_that_never_saw_it(poo
         monitor = fit(recipe("logistic"), pooled, outside.tolist(), labels[outside])
         expected = Scorer([monitor]).maxima(pooled.acts, "prompt")[:, 0]
         np.testing.assert_allclose(judged.scores[fold == one], expected[fold == one], rtol=1e-5)
+
+
+def test_a_search_that_is_run_again_fits_only_what_is_new(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    pooled = Pooled(planted(tmp_path))
+    labels = pooled.acts.labels
+    fold = folds(labels, pooled.acts.groups, 4, 0)
+    first = cross_validate([recipe("logistic")], pooled, labels, fold, resume=True)
+    fitted: list[str] = []
+
+    def counted(recipe: Recipe, *args, **rest):
+        fitted.append(recipe.trainer)
+        return fit(recipe, *args, **rest)
+
+    monkeypatch.setattr(sweep, "fit", counted)
+    steps: list[tuple[int, int]] = []
+    both = cross_validate(
+        [recipe("lda"), recipe("logistic")],
+        pooled,
+        labels,
+        fold,
+        resume=True,
+        progress=lambda *s: steps.append(s),
+    )
+    assert fitted == ["lda"] * 4
+    assert (steps[0], steps[-1]) == ((4, 8), (8, 8))
+    np.testing.assert_array_equal(both[1].scores, first[0].scores)
+
+
+@pytest.mark.parametrize("other", ["labels", "folds", "seed", "settings"])
+def test_finished_scores_are_not_taken_for_those_of_another_search(tmp_path, other: str):
+    pooled = Pooled(planted(tmp_path))
+    labels = pooled.acts.labels
+    fold = folds(labels, pooled.acts.groups, 4, 0)
+    Finished(tmp_path, labels, fold, "max", 0).write(recipe("logistic"), np.zeros(200))
+    asked = {
+        "labels": (Finished(tmp_path, 1 - labels, fold, "max", 0), recipe("logistic")),
+        "folds": (Finished(tmp_path, labels, (fold + 1) % 4, "max", 0), recipe("logistic")),
+        "seed": (Finished(tmp_path, labels, fold, "max", 1), recipe("logistic")),
+        "settings": (
+            Finished(tmp_path, labels, fold, "max", 0),
+            Recipe("logistic", (PLANTED,), "prompt", MEAN, settings={"penalty": 7.0}),
+        ),
+    }
+    finished, one = asked[other]
+    assert finished.read([one]) == {}
+    assert list(Finished(tmp_path, labels, fold, "max", 0).read([recipe("logistic")])) == [0]
+
+
+def test_texts_of_several_groups_are_counted():
+    texts = [("Owls  fly", "a"), ("owls fly", "b"), ("owls fly", "b"), ("bees", "a"), ("bees", "a")]
+    assert num_repeated([Example(str(i), text=t, group=g) for i, (t, g) in enumerate(texts)]) == 3
+
+
+def test_a_set_of_kinds_is_tried_once_each():
+    search = Search(("logistic", "all-linear"), POINTS, (MEAN,))
+    kinds = [one.trainer for one in search.recipes("prompt")]
+    assert kinds == [
+        "logistic",
+        "logistic",
+        *["mass_mean"] * 2,
+        *["mass_mean_whitened"] * 2,
+        "lda",
+        "lda",
+        "logistic_layers",
+    ]
 
 
 def test_the_sweep_chooses_the_layer_where_something_was_planted(pooled: Pooled):
