@@ -2,12 +2,15 @@
 
 import typer
 
+from server.lab import vector
 from server.lab.calibrate import calibrate
 from server.lab.evaluate import evaluate
 from server.lab.fit import fit
 from server.lab.inspect import inspect
 from server.lab.report import report
 from server.lab.sae import check, convert
+from server.lab.sae_fit import features
+from server.lab.sae_fit import fit as sae_fit
 from server.lab.verify import verify
 
 monitor_app = typer.Typer(
@@ -36,3 +39,7 @@ monitor_app.command("report")(report)
 monitor_app.command("inspect")(inspect)
 sae_app.command("check")(check)
 sae_app.command("convert")(convert)
+vector_app.command("fit")(vector.fit)
+vector_app.command("verify")(vector.verify)
+sae_app.command("fit")(sae_fit)
+sae_app.command("features")(features)

@@ -114,7 +114,7 @@ def verify(
         from server.lab.subject import load_subject  # noqa: PLC0415
 
         columns = Columns(text_field, label_field, group_field, tuple(positive or ("1", "true")))
-        subjects = read_subjects(columns, data, train, neutral, harmful, masked)
+        subjects = read_subjects(columns, data, train=train, neutral=neutral, harmful=harmful, masked=masked)
         subject = load_subject(model or str(DEMO / "model"), max_tokens=max_tokens)
         identity = ModelIdentity(subject.fingerprint, subject.blocks.d_model, len(subject.blocks.layers))
         monitor = load_monitor(folder, identity)
@@ -159,9 +159,10 @@ def verify(
 def read_subjects(
     columns: "Columns",
     test: Sequence[Path],
-    train: Sequence[Path] | None,
-    neutral: Sequence[Path] | None,
-    harmful: Sequence[Path] | None,
+    *,
+    train: Sequence[Path] | None = None,
+    neutral: Sequence[Path] | None = None,
+    harmful: Sequence[Path] | None = None,
     masked: Sequence[Path] | None = None,
 ) -> "Subjects":
     from monitors.lab.causal import Subjects  # noqa: PLC0415
