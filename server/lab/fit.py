@@ -42,7 +42,7 @@ def fit(
         list[str] | None,
         typer.Option(
             "--kind",
-            help="One layer each: logistic, logistic_last, mass_mean, mass_mean_whitened, lda, sliding_window, max_rolling_mean. All layers at once: logistic_layers, "
+            help="One layer each: logistic, logistic_last, mass_mean, mass_mean_whitened, lda, sliding_window, max_rolling_mean, softmax. All layers at once: logistic_layers, "
             "multilayer. Several: all-linear (those without gradient steps), all. May be repeated. Default: logistic.",
         ),
     ] = None,

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from monitors.aggregate import AggregatorSpec
 from monitors.lab.trainers.base import Settings, Trainer
+from monitors.lab.trainers.descent import DESCENT
 from monitors.lab.trainers.linear import last_token, lda, logistic, mass_mean
-from monitors.lab.trainers.token_linear import EPOCHS
-from monitors.lab.trainers.windows import rolling_max, sliding_window
+from monitors.lab.trainers.token_linear import rolling_max, sliding_window, softmax
 
 _WINDOW = 16  # of CC++ (2601.04603)
-_ROLLING_WINDOW = 40  # of 2506.10805
+_ROLLING_WINDOW, _TEMPERATURE = 40, 5.0  # of 2506.10805
 
 
 def _mean(settings: Settings) -> AggregatorSpec:
@@ -28,7 +28,11 @@ def _rolling_max(settings: Settings) -> AggregatorSpec:
     return AggregatorSpec("max_rolling_mean", window=int(settings.get("window", _ROLLING_WINDOW)))
 
 
-_SLIDING = {"window": _WINDOW, "temperature": 1.0, **EPOCHS}
+def _softmax(settings: Settings) -> AggregatorSpec:
+    return AggregatorSpec("softmax", temperature=settings.get("temperature", _TEMPERATURE))
+
+
+_SLIDING = {"window": _WINDOW, "temperature": 1.0, **DESCENT}
 
 TRAINERS: Mapping[str, Trainer] = {
     "logistic": Trainer(logistic, {"penalty": 1.0}, _mean),
@@ -39,7 +43,8 @@ TRAINERS: Mapping[str, Trainer] = {
     "logistic_layers": Trainer(logistic, {"penalty": 1.0}, _mean, all_layers=True),
     "sliding_window": Trainer(sliding_window, _SLIDING, _window),
     "multilayer": Trainer(sliding_window, _SLIDING, _window, all_layers=True),
-    "max_rolling_mean": Trainer(rolling_max, {"window": _ROLLING_WINDOW, **EPOCHS}, _rolling_max),
+    "max_rolling_mean": Trainer(rolling_max, {"window": _ROLLING_WINDOW, **DESCENT}, _rolling_max),
+    "softmax": Trainer(softmax, {"temperature": _TEMPERATURE, **DESCENT}, _softmax),
 }
 
 KIND_SETS: Mapping[str, tuple[str, ...]] = {

@@ -1,63 +1,57 @@
-"""Linear probes fitted on every token by gradient: what the losses on token logits share."""
+"""Linear probes, on one layer or on all, whose loss looks at each token's logit."""
 
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from monitors.lab.trainers.base import Settings, Task
+from monitors.lab.trainers.descent import Loss, descend, standardised
+from monitors.lab.trainers.windows import window_loss, window_means
 from monitors.linear import Linear
 
-_BATCH = 32  # examples
 
-Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(logits [B, T], zero where there is no token; lengths [B] int64; labels [B] float32) -> loss of each example, [B]."""
+def sliding_window(task: Task, settings: Settings) -> Linear:
+    """The loss of Constitutional Classifiers++ (2601.04603).
 
-EPOCHS: Settings = {"epochs": 30, "learning_rate": 1e-2, "weight_decay": 1e-3}
-"""The settings of `fit_tokens`."""
+    At run time an EMA with alpha = 2 / (window + 1) has the window's centre of mass and variance, and one number of state.
+    """
+    window, temperature = int(settings["window"]), settings["temperature"]
 
+    def loss(values: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+        return window_loss(values[..., 0], lengths, labels, window, temperature)
 
-def fit_tokens(task: Task, settings: Settings, loss: Loss) -> Linear:
-    """AdamW from zero on rows standardised per channel, classes weighted alike; the same seed gives the same probe."""
-    rows = [_rows(task, index) for index in task.indices]
-    every = torch.cat(rows)
-    mean, std = every.mean(dim=0), every.std(dim=0, correction=0)
-    std = torch.where(std < 1e-6 * (1 + mean.abs()), torch.ones_like(std), std)  # says nothing: leave it
-    rows = [(own - mean) / std for own in rows]
-    lengths = torch.tensor([len(own) for own in rows])
-    labels = torch.tensor(task.labels, dtype=torch.float32)
-    weights = torch.where(labels == 1, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
-    w = torch.zeros(len(mean), requires_grad=True)
-    b = torch.zeros(1, requires_grad=True)
-    groups: list[dict[str, Any]] = [
-        {"params": [w], "weight_decay": settings["weight_decay"]},
-        {"params": [b], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=settings["learning_rate"])
-    rng = np.random.default_rng(task.seed)
-    with torch.enable_grad():
-        for _ in range(int(settings["epochs"])):
-            for batch in torch.split(torch.tensor(rng.permutation(len(rows))), _BATCH):
-                logits = torch.cat([rows[i] for i in batch.tolist()]) @ w + b
-                padded = pad_sequence([*torch.split(logits, lengths[batch].tolist())], batch_first=True)
-                losses = weights[batch] * loss(padded, lengths[batch], labels[batch])
-                optimizer.zero_grad()
-                torch.autograd.backward(losses.mean())
-                optimizer.step()
-    shape = (len(task.hook_points), -1)
-    return Linear.folded(
-        task.hook_points,
-        w.detach().reshape(shape),
-        float(b.detach()),
-        mean.reshape(shape),
-        std.reshape(shape),
-    )
+    return _fit(task, settings, loss)
 
 
-def _rows(task: Task, index: int) -> Tensor:
-    """Of all hook points side by side: [n_tokens, L * d] float32."""
-    points = task.hook_points
-    return torch.cat([task.pooled.tokens(p, task.phase, index, task.exclude_first) for p in points], dim=1)
+def rolling_max(task: Task, settings: Settings) -> Linear:
+    """BCE of the largest mean of `window` consecutive logits (2506.10805)."""
+    window = int(settings["window"])
+
+    def loss(values: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+        means, is_window = window_means(values[..., 0], lengths, window)
+        largest = means.masked_fill(~is_window, -torch.inf).amax(dim=1)
+        return F.binary_cross_entropy_with_logits(largest, labels, reduction="none")
+
+    return _fit(task, settings, loss)
+
+
+def softmax(task: Task, settings: Settings) -> Linear:
+    """BCE of sum_t softmax(z / temperature)_t z_t (2506.10805, temperature 5)."""
+
+    def loss(values: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+        z = values[..., 0]
+        is_token = torch.arange(z.shape[1]) < lengths[:, None]
+        weights = torch.softmax((z / settings["temperature"]).masked_fill(~is_token, -torch.inf), dim=1)
+        return F.binary_cross_entropy_with_logits((weights * z).sum(dim=1), labels, reduction="none")
+
+    return _fit(task, settings, loss)
+
+
+def _fit(task: Task, settings: Settings, loss: Loss) -> Linear:
+    x = standardised(task)
+    net = nn.Linear(len(x.mean), 1)
+    nn.init.zeros_(net.weight)
+    nn.init.zeros_(net.bias)
+    descend(net, x, task, settings, loss)
+    weight, bias = x.folded(net.weight.detach(), net.bias.detach())
+    return Linear(task.hook_points, weight.reshape(len(task.hook_points), -1), bias)

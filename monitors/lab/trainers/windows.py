@@ -1,35 +1,8 @@
-"""Losses over windows of tokens, and the linear probes that are trained by them."""
+"""Means over windows of tokens, and the loss of Constitutional Classifiers++ on them."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from monitors.lab.trainers.base import Settings, Task
-from monitors.lab.trainers.token_linear import fit_tokens
-from monitors.linear import Linear
-
-
-def sliding_window(task: Task, settings: Settings) -> Linear:
-    """The loss of Constitutional Classifiers++ (2601.04603), on one layer or on all.
-
-    At run time an EMA with alpha = 2 / (window + 1) has the window's centre of mass and variance, and one number of state.
-    """
-    window, temperature = int(settings["window"]), settings["temperature"]
-    return fit_tokens(
-        task, settings, lambda z, lengths, labels: window_loss(z, lengths, labels, window, temperature)
-    )
-
-
-def rolling_max(task: Task, settings: Settings) -> Linear:
-    """BCE of the largest mean of `window` consecutive logits (2506.10805)."""
-    window = int(settings["window"])
-
-    def loss(logits: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
-        means, is_window = window_means(logits, lengths, window)
-        largest = means.masked_fill(~is_window, -torch.inf).amax(dim=1)
-        return F.binary_cross_entropy_with_logits(largest, labels, reduction="none")
-
-    return fit_tokens(task, settings, loss)
 
 
 def window_loss(logits: Tensor, lengths: Tensor, labels: Tensor, window: int, temperature: float) -> Tensor:

@@ -16,6 +16,7 @@ from monitors.lab.fitting import Search, num_repeated
 from monitors.lab.pooling import Pooled
 from monitors.lab.recipes import Recipe, fit
 from monitors.lab.scoring import Scorer
+from monitors.lab.sections.fit import AggregatorPart
 from monitors.lab.statistics import auroc
 from monitors.lab.sweep import best, candidate, cross_validate
 from monitors.lab.trainers import TRAINERS
@@ -61,6 +62,30 @@ def test_a_massive_channel_does_not_drown_the_others(tmp_path, trainer: str):
     monitor = fit(recipe(trainer), pooled, range(len(labels)), labels)
     fresh = planted(tmp_path / "b", seed=1, scale=1e4)
     assert auroc(fresh.labels, Scorer([monitor]).lasts(fresh, "prompt")[:, 0]) > 0.9
+
+
+@pytest.mark.parametrize("trainer", [name for name, one in TRAINERS.items() if "patience" in one.settings])
+def test_early_stopping_ends_before_the_noise_is_learned_by_heart(tmp_path, trainer: str):
+    pooled = Pooled(planted(tmp_path, num=80, strength=0.0))
+    labels = pooled.acts.labels
+    points = POINTS if TRAINERS[trainer].all_layers else (PLANTED,)
+    norms = []
+    for patience in (0, 2):
+        settings = {"epochs": 60.0, "learning_rate": 0.05, "patience": float(patience)}
+        monitor = fit(
+            Recipe(trainer, points, "prompt", MEAN, settings=settings), pooled, range(len(labels)), labels
+        )
+        norms.append(float(torch.cat([c.weight for c in monitor.transform.columns]).norm()))
+    assert norms[1] < 0.5 * norms[0]
+
+
+def test_the_softmax_probe_is_trained_through_what_the_server_runs(pooled: Pooled):
+    one = recipe("softmax")
+    assert one.to_part().trained_with == AggregatorPart(kind="softmax", temperature=5.0)
+    labels = pooled.acts.labels
+    same = Recipe("softmax", (PLANTED,), "prompt", AggregatorSpec("softmax", temperature=5.0))
+    assert fit(one, pooled, range(len(labels)), labels).trained_with == same.aggregator
+    assert fit(same, pooled, range(len(labels)), labels).trained_with is None
 
 
 def test_a_probe_of_pooled_rows_scores_a_request_as_it_did_in_training(pooled: Pooled):
