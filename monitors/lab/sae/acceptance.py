@@ -84,7 +84,7 @@ def measure(sae: SparseAutoencoder, rows: Callable[[], Iterator[Tensor]]) -> Mea
             raise ValueError(
                 f"the SAE is for d_model {sae.W_dec.shape[1]}; this model has {chunk.shape[1]}: it is for another model"
             )
-        for x in chunk.float().split(_CHUNK):
+        for x in torch.split(chunk.float(), _CHUNK):
             f = sae.encode(x)
             error += (x - sae.decode(f, x)).double().square().sum().item()
             on = f > 0
