@@ -1,0 +1,295 @@
+"""The card's parts against their plain definitions."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitors.aggregate import AggregatorSpec
+from monitors.base import Monitor, Rectifier
+from monitors.lab.causal import parse_behaviour
+from monitors.lab.causal.behaviour import first_tokens
+from monitors.lab.causal.directions import directions
+from monitors.lab.causal.edits import Axis, null, patch, push, random_writes, to_high, to_low, wrong_sign
+from monitors.lab.causal.effects import Paired, holm, p_value
+from monitors.lab.causal.forward import Passage, run
+from monitors.lab.causal.interventions import Prompts
+from monitors.lab.causal.reading import aurocs, beaten
+from monitors.lab.causal.verdict import Measured, judge
+from monitors.lab.sections.base import Interval, RandomDirections
+from monitors.lab.sections.causal import Effect, Faithfulness, Read, SiteEffect, Specificity
+from monitors.lab.statistics import auroc
+from monitors.linear import Linear
+from monitors.sae_feature import SaeFeature
+from monitors.types import CausalVerdict, HookPoint
+from tests.unit.monitors.lab.causal.toy import CAUSE, YES, D, toy_examples, toy_subject
+
+POINT = HookPoint(1)
+UNIT = torch.nn.functional.normalize(torch.arange(1.0, D + 1), dim=0)
+AXES = (Axis(POINT, UNIT, low=-0.5, high=1.5),)
+X = torch.randn(7, D, generator=torch.Generator().manual_seed(0))
+OWNER = torch.arange(7)
+
+
+def never(num):
+    pass
+
+
+def test_edits_do_what_their_formulas_say():
+    rest = X - (X @ UNIT)[:, None] * UNIT
+    torch.testing.assert_close(to_low(AXES)(POINT, X, OWNER), rest - 0.5 * UNIT)
+    torch.testing.assert_close(to_high(AXES)(POINT, X, OWNER), rest + 1.5 * UNIT)
+    torch.testing.assert_close(push(AXES, -0.5)(POINT, X, OWNER), X - 0.5 * 2.0 * UNIT)
+    donors = {POINT: X.flip(0)}
+    torch.testing.assert_close(patch(AXES, donors, whole=True)(POINT, X, OWNER), X.flip(0))
+    along = patch(AXES, donors, whole=False)(POINT, X, OWNER)
+    torch.testing.assert_close(along, rest + (X.flip(0) @ UNIT)[:, None] * UNIT)
+
+
+def test_null_edits_change_each_row_by_as_much_as_the_edit_itself():
+    labels = np.array([0, 1, 0, 1, 0, 1, 0])
+    (writes,) = random_writes({POINT: X}, labels, 1, seed=0)
+    own = to_high(AXES)(POINT, X, OWNER) - X
+    other = null(AXES, writes, high=True)(POINT, X, OWNER) - X
+    torch.testing.assert_close(other.norm(dim=1), own.norm(dim=1))
+    opposite = null(AXES, wrong_sign(AXES), high=True)(POINT, X, OWNER) - X
+    torch.testing.assert_close(opposite, -own)
+
+
+def test_random_directions_leave_the_difference_of_the_classes_out():
+    """All variation but the classes' is along the first axis, so that is where random directions point."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    rows = torch.zeros(40, D)
+    rows[:, 0] = torch.tensor(rng.normal(size=40)).float()
+    rows[:, 1] = 100.0 * torch.tensor(labels)
+    for writes in random_writes({POINT: rows}, labels, 5, seed=1):
+        torch.testing.assert_close(writes[POINT].abs(), torch.eye(D)[0])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_effect_is_a_ratio_of_means_and_its_interval_comes_from_whole_groups(seed):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(60) % 2
+    base, change = labels * 4.0 + rng.normal(size=60), rng.normal(1.0, 1.0, size=60)
+    groups = np.array([f"g{i // 3}" for i in range(60)])
+    effect = Paired(base, labels, groups, seed).effect(change, labels == 1)
+    plain = change[labels == 1].mean() / (base[labels == 1].mean() - base[labels == 0].mean())
+    assert effect.value == pytest.approx(plain)
+    draws = []
+    for _ in range(1500):
+        rows = np.concatenate([np.flatnonzero(groups == g) for g in rng.choice(np.unique(groups), size=20)])
+        y = labels[rows]
+        draws.append(change[rows][y == 1].mean() / (base[rows][y == 1].mean() - base[rows][y == 0].mean()))
+    assert (effect.low, effect.high) == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=0.03)
+
+
+def test_p_values_count_nulls_and_holm_steps_down():
+    assert p_value(0.5, [0.1, -0.6, 0.5, 0.2]) == pytest.approx(3 / 5)
+    assert p_value(2.0, [0.1] * 19) == pytest.approx(1 / 20)
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(-3, 3)), min_size=2, max_size=30))
+def test_rank_sums_give_the_auroc(rows):
+    labels = np.array([int(label) for label, _ in rows])
+    scores = np.array([float(score) for _, score in rows])
+    if 0 < labels.sum() < len(labels):
+        assert aurocs(labels, scores[:, None])[0] == pytest.approx(auroc(labels, scores))
+
+
+def test_a_sham_with_its_sign_turned_round_still_counts():
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    own = np.array([0.0, 1.0, 2.0, 1.5, 3.0, 4.0])
+    better, worse = 10.0 * labels + np.arange(6), np.array([1.0, 0.0, 1.0, 0.0, 1.0, 0.0])
+    assert beaten(labels, own, np.column_stack([-better, worse, -worse])) == pytest.approx(2 / 3)
+
+
+def test_of_two_that_separate_fully_the_wider_apart_is_the_better():
+    labels = np.array([0, 0, 1, 1])
+    wide, narrow = np.array([0.0, 0.1, 9.0, 9.1]), np.array([0.0, 4.0, 5.0, 9.0])
+    assert beaten(labels, wide, narrow[:, None]) == 1.0
+    assert beaten(labels, narrow, wide[:, None]) == 0.0
+
+
+def test_behaviours_are_what_the_model_says_without_batching_or_padding():
+    subject, examples = toy_subject(), toy_examples(5)
+    labels = np.array([e.label for e in examples])
+    everyone = np.ones(5, dtype=bool)
+    for text in (
+        f"tokens:{YES}|30",
+        "continuations",
+        "python:tests.unit.monitors.lab.causal.judges:yes_logit",
+    ):
+        behaviour = parse_behaviour(text, subject, examples[0])
+        prompts = Prompts(subject, behaviour, examples, labels, from_last=False, exclude_first=0, step=never)
+        for example, value in zip(examples, prompts.measure((), None, everyone), strict=True):
+            ids = list(map(int, example.tags["ids"].split()))
+            last = subject.model(torch.tensor([ids]), torch.ones(1, len(ids))).logits[0, -1]
+            p = last.double().softmax(0)
+            plain = {
+                "t": (p[YES] + p[30]).log() - (1 - p[YES] - p[30]).log(),
+                "c": p[YES].log() - p[30].log(),
+                "p": last[YES],
+            }[text[0]]
+            assert value == pytest.approx(float(plain), abs=1e-4)
+
+
+def test_an_edit_changes_its_own_rows_only():
+    subject = toy_subject()
+    tokens = [subject.tokenize(e) for e in toy_examples(3)]
+    seen = []
+
+    def edit(point, x, owner):
+        seen.append((len(x), owner.tolist()))
+        return x + 5.0
+
+    logits = {}
+    run(
+        subject,
+        [Passage(t, start=len(t.ids) - 1, owner=i) for i, t in enumerate(tokens)],
+        [POINT],
+        edit,
+        consume=lambda indices, its: logits.update(zip(indices, its, strict=True)),
+        step=never,
+    )
+    plain = subject.model(torch.tensor([tokens[0].ids]), torch.ones(1, len(tokens[0].ids))).logits[0]
+    assert seen[0][0] == 3
+    torch.testing.assert_close(logits[0][:-1], plain[:-1])
+    assert not torch.allclose(logits[0][-1], plain[-1])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("refuses", "write tokens:Sorry"),
+        ("tokens:", "write tokens:Sorry"),
+        ("python:nothing.there:f", "can't import 'nothing.there'"),
+        ("python:json:nothing", "no function 'nothing'"),
+    ],
+)
+def test_a_behaviour_that_cannot_be_read_is_refused(text, told):
+    with pytest.raises(ValueError, match=told):
+        parse_behaviour(text, toy_subject(), toy_examples(1)[0])
+
+
+def test_an_encoder_has_no_behaviour():
+    with pytest.raises(ValueError, match="encoder"):
+        parse_behaviour("continuations", replace(toy_subject(), is_causal=False), toy_examples(1)[0])
+
+
+def test_a_continuation_that_is_missing_is_named():
+    subject, example = toy_subject(), replace(toy_examples(1)[0], tags={"ids": "20 21"})
+    behaviour = parse_behaviour("continuations", subject, example)
+    with pytest.raises(ValueError, match="no tag 'continuation_positive'"):
+        behaviour.sequences(subject, example)
+
+
+def test_a_prompt_that_would_be_cut_is_refused():
+    subject, example = replace(toy_subject(), max_tokens=3), toy_examples(1)[0]
+    behaviour = parse_behaviour(f"tokens:{YES}", subject, example)
+    assert first_tokens(["7 9"], subject, example) == (7,)
+    with pytest.raises(ValueError, match="at most 3"):
+        behaviour.sequences(subject, example)
+
+
+def test_the_direction_of_a_feature_is_what_writing_it_adds():
+    feature = SaeFeature(POINT, 3, UNIT, 0.0, 2.0 * CAUSE, rectifier=Rectifier(0.1))
+    found = directions(Monitor("f", feature), {POINT: X})
+    torch.testing.assert_close(found[POINT], CAUSE)
+
+
+def test_the_direction_of_a_linear_probe_is_its_weight_at_each_layer():
+    weight = torch.stack([3.0 * UNIT, -2.0 * CAUSE])
+    points = (HookPoint(0), HookPoint(2))
+    found = directions(Monitor("m", Linear(points, weight, torch.zeros(1)), AggregatorSpec("mean")), {})
+    torch.testing.assert_close(found[points[0]], UNIT)
+    torch.testing.assert_close(found[points[1]], -CAUSE)
+
+
+GOOD_READ = Read(
+    auroc=Interval(value=0.95, low=0.9, high=0.98),
+    random=RandomDirections(num_directions=40, mean_auroc=0.6, p95_auroc=0.8, best_auroc=0.85),
+    random_percentile=1.0,
+    sham_aurocs=(0.5, 0.3),
+    sham_percentile=1.0,
+    selectivity=0.5,
+    length_auroc=0.5,
+    tfidf_auroc=0.7,
+    first_layer_auroc=0.6,
+)
+STRONG = Effect(
+    effect=Interval(value=0.8, low=0.6, high=0.9), null_low=-0.1, null_high=0.1, num_nulls=9, p_value=0.2
+)
+WEAK = STRONG.model_copy(update={"effect": Interval(value=0.05, low=0.01, high=0.1), "null_high": 0.3})
+LIKE_NULLS = STRONG.model_copy(update={"null_high": 0.85})
+SPECIFIC = Specificity(mean_kl=0.01, p95_kl=0.2, perplexity_ratio=1.01, top1_agreement=0.99)
+DIFFERS = Interval(value=3.0, low=2.0, high=4.0)
+
+
+@pytest.mark.parametrize(
+    ("necessity", "sufficiency", "verdict"),
+    [
+        ((STRONG,), (STRONG,), "causal"),
+        ((STRONG,), (WEAK,), "necessary"),
+        ((WEAK,), (STRONG,), "write-handle"),
+        ((WEAK,), (WEAK,), "readout"),
+        ((STRONG, LIKE_NULLS), (STRONG, STRONG), "write-handle"),  # every matching of the nulls counts
+    ],
+)
+def test_the_verdict_follows_from_the_effects(necessity, sufficiency, verdict):
+    found = judge(GOOD_READ, Measured(DIFFERS, necessity, sufficiency, SPECIFIC))
+    assert found.verdict == verdict
+    assert found.flags == ()
+
+
+@pytest.mark.parametrize(
+    "specificity",
+    [
+        SPECIFIC.model_copy(update={"mean_kl": 0.11}),
+        SPECIFIC.model_copy(update={"p95_kl": 1.1}),
+        SPECIFIC.model_copy(update={"perplexity_ratio": 1.06}),
+        SPECIFIC.model_copy(update={"top1_agreement": 0.97}),
+        SPECIFIC.model_copy(update={"safety_change": Interval(value=-1.0, low=-1.5, high=-0.2)}),
+    ],
+)
+def test_what_is_not_specific_may_not_steer(specificity):
+    found = judge(GOOD_READ, Measured(DIFFERS, (STRONG,), (STRONG,), specificity))
+    assert (found.verdict, found.flags) == (CausalVerdict.READOUT, ("entangled",))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"auroc": Interval(value=0.6, low=0.45, high=0.7)}, "does not exclude chance"),
+        ({"sham_percentile": 0.9}, "permuted labels"),
+        ({"random_percentile": 0.9}, "random directions"),
+        ({"tfidf_auroc": 0.99}, "TF-IDF alone"),
+        ({"length_auroc": 0.99}, "length alone"),
+    ],
+)
+def test_a_monitor_that_reads_nothing_is_invalid_whatever_its_direction_does(change, told):
+    read = GOOD_READ.model_copy(update=change)
+    for measured in (None, Measured(DIFFERS, (STRONG,), (STRONG,), SPECIFIC)):
+        found = judge(read, measured)
+        assert found.verdict is CausalVerdict.INVALID
+        assert any(told in reason for reason in found.reasons)
+
+
+def test_behaviour_that_does_not_differ_leaves_the_causal_part_open():
+    found = judge(GOOD_READ, Measured(Interval(value=0.1, low=-0.2, high=0.3)))
+    assert found.verdict is CausalVerdict.READOUT
+    assert "not tested" in found.reasons[-1]
+
+
+def test_flags_say_what_is_doubtful():
+    read = GOOD_READ.model_copy(update={"masked_auroc": 0.6})
+    doubtful = Faithfulness(patch_ratio=1.5, on_distribution=1.0, norm_ratio=1.0)
+    far = (SiteEffect(hook_point="blocks.3.hook_resid_post", necessity=0.1, sufficiency=0.2),)
+    found = judge(read, Measured(DIFFERS, (STRONG,), (STRONG,), SPECIFIC, doubtful, far, anti_steerable=0.3))
+    assert found.flags == ("leaky", "illusion-risk", "fragile-layer", "anti-steerable")
+    assert found.verdict is CausalVerdict.CAUSAL
