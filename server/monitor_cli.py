@@ -11,6 +11,7 @@ from server.lab.report import report
 from server.lab.sae import check, convert
 from server.lab.sae_fit import features
 from server.lab.sae_fit import fit as sae_fit
+from server.lab.vector_import import import_vector
 from server.lab.verify import verify
 
 monitor_app = typer.Typer(
@@ -41,5 +42,6 @@ sae_app.command("check")(check)
 sae_app.command("convert")(convert)
 vector_app.command("fit")(vector.fit)
 vector_app.command("verify")(vector.verify)
+vector_app.command("import")(import_vector)
 sae_app.command("fit")(sae_fit)
 sae_app.command("features")(features)
