@@ -141,10 +141,11 @@ def _left_out(trial: Trial, strata: dict[str, NDArray[np.intp]]) -> tuple[Stratu
     source = trial.trained or trial.tested
     found = []
     for name, rows in strata.items():
-        others = np.flatnonzero(np.array([example.dataset != name for example in source.examples]))
+        is_other = np.array([example.dataset != name for example in source.examples])
+        others = np.flatnonzero(is_other)
         labels = source.labels[others]
-        if not 0 < labels.sum() < len(labels):
-            continue
+        if is_other.all() or not 0 < labels.sum() < len(labels):
+            continue  # it was never learned from, or too little is left to learn from
         refitted = fit(trial.recipe, Pooled(source), others.tolist(), labels, seed=trial.seed)
         tested, truth = trial.tested, trial.tested.labels[rows]
         texts: Sequence[Example] = [source.examples[int(i)] for i in others]
