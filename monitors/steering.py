@@ -30,7 +30,8 @@ class Direction:
     @property
     def unit(self) -> Tensor:
         """vh = v / ||v||, [d_model]."""
-        return self.vector / torch.linalg.vector_norm(self.vector)
+        unit: Tensor = self.vector / torch.linalg.vector_norm(self.vector)
+        return unit
 
     def to(self, device: torch.device) -> Self:
         encoder = self.encoder and self.encoder.to(device)

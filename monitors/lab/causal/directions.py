@@ -64,4 +64,5 @@ def _unit(vector: Tensor, point: HookPoint, name: str) -> Tensor:
         raise ValueError(
             f"monitor {name!r}: its direction at {point} is zero, so there is nothing to write or remove"
         )
-    return (vector.double() / norm).float()
+    unit: Tensor = (vector.double() / norm).float()
+    return unit

@@ -49,11 +49,11 @@ class Prompts:
 
     @property
     def positive(self) -> Rows:
-        return self.labels == 1
+        return np.asarray(self.labels == 1)
 
     @property
     def negative(self) -> Rows:
-        return self.labels == 0
+        return np.asarray(self.labels == 0)
 
     def measure(
         self, points: Sequence[HookPoint], edit: Edit | None, rows: Rows, *, last_only: bool = False
