@@ -164,3 +164,27 @@ def num_repeated(examples: Sequence[Example]) -> int:
     for text, example in zip(texts, examples, strict=True):
         groups.setdefault(text, set()).add(example.group)
     return sum(len(groups[text]) > 1 for text in texts)
+
+
+def doubts(section: FitSection) -> list[str]:
+    """What speaks against the monitor already, as sentences: words or chance do as well, or repeats flatter it."""
+    found = []
+    chosen = next(c for c in section.candidates if c.recipe == section.recipe)
+    words = section.tfidf_auroc.value
+    if chosen.auroc.low <= words:
+        found.append(
+            f"TF-IDF on the words has AUROC {words:.3f}, which is within the monitor's interval or above it: "
+            "the monitor may have learned words only; give data in which both classes use the same words"
+        )
+    random = [r.random for r in section.random if r.hook_point == section.recipe.hook_points[-1]]
+    if random and chosen.auroc.value <= random[0].best_auroc:
+        found.append(
+            f"the best of {random[0].num_directions} random directions has AUROC {random[0].best_auroc:.3f}: "
+            "the monitor has learned no more than chance finds; give more data, or try other layers and kinds"
+        )
+    if section.num_repeated:
+        found.append(
+            f"{section.num_repeated} examples have the same text as one of another group, so that both sides of a split may "
+            "have seen it; drop repeats, or give them one group"
+        )
+    return found

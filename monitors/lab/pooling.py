@@ -23,7 +23,7 @@ class Pooled:
     def rows(
         self, point: HookPoint, phase: Phase, exclude_first: int = 0, pooling: Pooling = "mean"
     ) -> Floats:
-        """[n_examples, d_model] float64. Raises ValueError for an example without a token in scope."""
+        """[n_examples, d_model] float64. Raises ValueError for an example without a token in scope, or with rows not finite."""
         key = (point, phase, exclude_first, pooling)
         if key not in self._found:
             self._found[key] = np.concatenate(
@@ -42,6 +42,12 @@ class Pooled:
         found = []
         for index, rows in zip(indices, self.acts.batch(point, indices), strict=True):
             own = self._in_scope(rows, phase, index, exclude_first).double()
+            if not own.isfinite().all():
+                name = self.acts.examples[index].id
+                raise ValueError(
+                    f"example {name!r}: activations at {point} are not finite, as in a model that overflows in float16; "
+                    "load it in bfloat16 or float32, or leave the layer out with --layers"
+                )
             found.append((own.mean(dim=0) if pooling == "mean" else own[-1]).numpy())
         return np.stack(found)
 

@@ -89,7 +89,7 @@ def fit(
         from monitors.artifacts import save_monitor  # noqa: PLC0415
         from monitors.lab.card import CARD_FILE, write_card  # noqa: PLC0415
         from monitors.lab.dataset import Columns, read_dataset  # noqa: PLC0415
-        from monitors.lab.fitting import Search, fit_monitor  # noqa: PLC0415
+        from monitors.lab.fitting import Search, doubts, fit_monitor  # noqa: PLC0415
         from server.lab.subject import load_subject  # noqa: PLC0415
 
         columns = Columns(text_field, label_field, group_field, tuple(positive or ("1", "true")))
@@ -114,12 +114,8 @@ def fit(
         )
         write_card(fitted.card(folder, subject.fingerprint), folder)
     _show(fitted)
-    if repeated := fitted.section.num_repeated:
-        typer.echo(
-            f"warning: {repeated} examples have the same text as one of another group, so that both sides of a split may have "
-            "seen it; drop repeats, or give them one group",
-            err=True,
-        )
+    for doubt in doubts(fitted.section):
+        typer.echo(f"warning: {doubt}", err=True)
     typer.echo(f"wrote {folder} (monitor.json, weights.safetensors, {CARD_FILE})")
     if not subject.is_causal:
         typer.echo("This model is an encoder: the monitor can be measured, but not served.")

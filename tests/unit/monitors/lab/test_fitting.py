@@ -12,11 +12,12 @@ from monitors.lab import sweep
 from monitors.lab.baselines import folds, random_figures, random_monitors, tfidf_out_of_fold
 from monitors.lab.dataset import Example
 from monitors.lab.finished import Finished
-from monitors.lab.fitting import Search, num_repeated
+from monitors.lab.fitting import Search, doubts, num_repeated
 from monitors.lab.pooling import Pooled
 from monitors.lab.recipes import Recipe, fit
 from monitors.lab.scoring import Scorer
-from monitors.lab.sections.fit import AggregatorPart
+from monitors.lab.sections.base import Interval, RandomDirections
+from monitors.lab.sections.fit import AggregatorPart, Candidate, FitSection, LayerBaseline
 from monitors.lab.statistics import auroc
 from monitors.lab.sweep import best, candidate, cross_validate
 from monitors.lab.trainers import TRAINERS
@@ -219,6 +220,45 @@ def test_finished_scores_are_not_taken_for_those_of_another_search(tmp_path, oth
 def test_texts_of_several_groups_are_counted():
     texts = [("Owls  fly", "a"), ("owls fly", "b"), ("owls fly", "b"), ("bees", "a"), ("bees", "a")]
     assert num_repeated([Example(str(i), text=t, group=g) for i, (t, g) in enumerate(texts)]) == 3
+
+
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        ((0.9, 0.7, 0.6, 0), ()),
+        ((0.9, 0.88, 0.6, 0), ("TF-IDF",)),
+        ((0.9, 0.95, 0.6, 0), ("TF-IDF",)),
+        ((0.9, 0.7, 0.93, 0), ("random directions",)),
+        ((0.9, 0.7, 0.6, 3), ("3 examples",)),
+        ((0.5, 0.5, 0.6, 2), ("TF-IDF", "random directions", "2 examples")),
+    ],
+)
+def test_fitting_says_at_once_what_speaks_against_the_monitor(figures, told: tuple[str, ...]):
+    value, words, chance, repeated = figures
+    one = recipe("logistic").to_part()
+    random = RandomDirections(num_directions=40, mean_auroc=0.5, p95_auroc=0.5, best_auroc=chance)
+    section = FitSection(
+        weights_sha256="",
+        data_sha256="",
+        num_examples=10,
+        num_positive=5,
+        num_groups=10,
+        num_folds=5,
+        num_repeated=repeated,
+        recipe=one,
+        candidates=(Candidate(recipe=one, auroc=Interval(value=value, low=value - 0.05, high=1.0)),),
+        tfidf_auroc=Interval(value=words, low=0.4, high=1.0),
+        random=(LayerBaseline(hook_point=str(PLANTED), random=random),),
+    )
+    found = doubts(section)
+    assert len(found) == len(told)
+    assert all(words in sentence for words, sentence in zip(told, found, strict=True))
+
+
+def test_rows_that_are_not_finite_are_named(tmp_path):
+    pooled = Pooled(planted(tmp_path, num=4, scale=np.inf))
+    with pytest.raises(ValueError, match=r"'row:0': activations at blocks.1.hook_resid_post are not finite"):
+        pooled.rows(PLANTED, "prompt")
 
 
 def test_a_set_of_kinds_is_tried_once_each():
