@@ -76,7 +76,7 @@ class SparseAutoencoder:
     def feature(self, index: int) -> SaeFeature:
         """One feature as a monitor's transform; what is constant is folded into its row and bias, in float64.
 
-        Raises SaeError where the feature depends on others (see `monitors.sae.full`), or does not exist.
+        Raises SaeError where the feature depends on others, or does not exist.
         """
         self.check_index(index)
         if self.selection is not None:

@@ -1,6 +1,5 @@
 """`interlock sae check` and `interlock sae convert`: SAEs of other projects, before they are used."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -144,11 +143,13 @@ def convert(
     typer.echo(f"next: interlock sae check {out} --format {sae_format} --data plain.txt")
 
 
-def read_plain(paths: list[Path], text_field: str) -> "tuple[Example, ...]":
+def read_plain(
+    paths: list[Path], text_field: str, label_field: str = "label", positive: list[str] | None = None
+) -> "tuple[Example, ...]":
     """Texts: one per line of a .txt, or the examples of .jsonl and .csv files. Raises DatasetError."""
     from monitors.lab.dataset import Columns, DatasetError, Example, read_dataset  # noqa: PLC0415
 
-    columns = replace(Columns(), text=text_field)
+    columns = Columns(text_field, label_field, positive=tuple(positive or ("1", "true")))
     examples: list[Example] = []
     for path in paths:
         if path.suffix == ".txt":

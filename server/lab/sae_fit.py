@@ -110,6 +110,8 @@ def features(
     ] = 1,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longer texts are cut.", min=2)] = 512,
     text_field: options.TextField = "text",
+    label_field: options.LabelField = "label",
+    positive: options.Positive = None,
     cache: options.Cache = options.DEFAULT_CACHE,
 ) -> None:
     """Tell what features stand for: how often each is active, in which contexts most, and AUROC against the label if there is one.
@@ -126,7 +128,7 @@ def features(
         from server.lab.subject import load_subject  # noqa: PLC0415
 
         sae, sha256 = open_sae(folder, sae_format)
-        examples = read_plain(data, text_field)
+        examples = read_plain(data, text_field, label_field, positive)
         subject = load_subject(model or str(DEMO / "model"), max_tokens=max_tokens)
         check_layer(subject, sae.hook_point.layer)
         if subject.token_texts is None:
