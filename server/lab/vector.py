@@ -198,6 +198,7 @@ def verify(
                 measured,
                 refusal=refusing,
                 pooling=pooling,
+                statistic="last",
                 seed=seed,
                 announce=announce,
                 reading=reading,

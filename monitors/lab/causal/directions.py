@@ -54,7 +54,9 @@ def _values(monitor: Monitor, rows: Mapping[HookPoint, Tensor]) -> Tensor:
     parts += [f.evaluate(rows[f.hook_point]) for f in getattr(transform, "row_functions", ())]
     values = torch.cat(parts, dim=1)
     head = getattr(transform, "head", None)
-    result: Tensor = values if head is None else head(values)
+    if head is None:
+        return values
+    result: Tensor = getattr(head, "evaluate", head)(values)
     return result
 
 

@@ -10,6 +10,7 @@ from monitors.lab.causal.plan import Plan
 from monitors.lab.dataset import Example
 from monitors.lab.pooling import Pooling
 from monitors.lab.recipes import Recipe
+from monitors.lab.sections.base import Statistic
 from monitors.lab.subject import Subject
 from monitors.types import HookPoint
 
@@ -39,6 +40,7 @@ class Verification:
     behaviour: Behaviour | None
     refusal: Behaviour | None = None  # how a refusal starts; with harmful examples
     pooling: Pooling = "mean"  # over which tokens class means are taken; last: edits begin there, too
+    statistic: Statistic = "max"  # of the running score, by which reading is told; vectors: last
     seed: int = 0
     announce: Callable[[int], None] = field(default=lambda passes: None)  # the cost, before the run
     reading: Progress = no_progress

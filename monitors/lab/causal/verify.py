@@ -45,7 +45,7 @@ def verify(job: Verification, cache: Path, weights_sha256: str) -> CausalSection
         job.recipe,
         pooled,
         sham_monitors,
-        statistic="max" if job.subject.is_causal else "last",
+        statistic=job.statistic if job.subject.is_causal else "last",
         num_random_draws=job.plan.num_random_reads,
         masked=masked,
         seed=job.seed,
