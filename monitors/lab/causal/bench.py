@@ -168,7 +168,9 @@ class Bench:
         return self._null(paired, writes, high=high, scale=scale)
 
     def _specificity(self) -> Specificity:
-        found = self._neutral.specificity(to_low(self._axes))
+        # Neutral text lies in one class or near it: what must not matter is to put it at that class's mean.
+        both = (self._neutral.specificity(edit(self._axes)) for edit in (to_low, to_high))
+        found = min(both, key=lambda one: one.mean_kl)
         job = self._job
         if not job.data.harmful or job.refusal is None:
             return found
