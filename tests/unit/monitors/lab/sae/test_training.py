@@ -33,7 +33,7 @@ def features(trained, x):
 @pytest.mark.parametrize("kind", ["batchtopk", "jumprelu"])
 def test_a_planted_dictionary_is_found_again(kind):
     x = planted()
-    settings = Settings(width=48, kind=kind, k=ACTIVE, steps=800, batch=256, learning_rate=3e-3)
+    settings = Settings(width=48, kind=kind, k=ACTIVE, steps=1500, batch=128, learning_rate=3e-3)
     trained = train(x, settings)
     torch.testing.assert_close(trained.W_dec.norm(dim=1), torch.ones(48))
     found = (atoms() @ trained.W_dec.T).max(dim=1).values
