@@ -7,7 +7,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from server.config import DEMO
 from server.lab import options
 from server.lab.run import progress_bar, told
 
@@ -57,17 +56,14 @@ def calibrate(
     `when: exceeds(prompt.harm, fpr=0.01)`.
     """
     with told():
-        from monitors.artifacts import ModelIdentity, load_monitor, save_monitor  # noqa: PLC0415
         from monitors.artifacts.canary import write_canary  # noqa: PLC0415
-        from monitors.artifacts.files import MONITOR_FILE, MonitorFile, read_json  # noqa: PLC0415
         from monitors.lab.activations import collect  # noqa: PLC0415
         from monitors.lab.calibrating import BUDGETS, benign  # noqa: PLC0415
         from monitors.lab.calibrating import calibrate as calibrated  # noqa: PLC0415
         from monitors.lab.calibrating import check as checked  # noqa: PLC0415
         from monitors.lab.canaries import make_canary  # noqa: PLC0415
-        from monitors.lab.card import Card, read_card, write_card  # noqa: PLC0415
         from monitors.lab.dataset import Columns, read_dataset  # noqa: PLC0415
-        from server.lab.subject import load_subject  # noqa: PLC0415
+        from server.lab.opened import Opened  # noqa: PLC0415
 
         for budget in fpr or ():
             if not 0 < budget < 1:
@@ -75,20 +71,13 @@ def calibrate(
         columns = Columns(text_field, label_field, group_field, tuple(positive or ("1", "true")))
         every = read_dataset(data, columns)
         examples = benign(every, unlabelled_is_benign=unlabelled_is_benign)
-        subject = load_subject(model or str(DEMO / "model"), max_tokens=max_tokens)
-        identity = ModelIdentity(subject.fingerprint, subject.blocks.d_model, len(subject.blocks.layers))
-        monitor = load_monitor(folder, identity)
+        opened = Opened.read(folder, model, max_tokens)
+        subject, monitor = opened.subject, opened.monitor
         with progress_bar("activations") as progress:
             acts = collect(subject, examples, monitor.hook_points, cache, progress=progress)
         monitor, section = calibrated(monitor, acts, budgets=fpr or BUDGETS, confidence=confidence, seed=seed)
-        old = read_json(folder / MONITOR_FILE, folder.parent, MonitorFile)
-        save_monitor(
-            monitor, folder, fingerprint=subject.fingerprint, tokenizer_hash=old.tokenizer_hash, sae=old.sae
-        )
-        section = section.model_copy(update={"weights_sha256": old.weights_sha256})
-        card = read_card(folder) or Card(monitor=monitor.name, fingerprint=subject.fingerprint)
-        write_card(card.with_section(section), folder)
-        write_canary(make_canary(monitor, subject, old.weights_sha256, seed=seed), folder)
+        opened.write(monitor, section)
+        write_canary(make_canary(monitor, subject, opened.file.weights_sha256, seed=seed), folder)
         fresh: tuple[Checked, ...] = ()
         if check:
             others = benign(read_dataset(check, columns), unlabelled_is_benign=unlabelled_is_benign)

@@ -7,7 +7,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from server.config import DEMO
 from server.lab import options
 from server.lab.run import progress_bar, told
 
@@ -51,18 +50,16 @@ def evaluate(
     with told():
         from dataclasses import replace  # noqa: PLC0415
 
-        from monitors.artifacts import ModelIdentity, load_monitor, save_monitor  # noqa: PLC0415
-        from monitors.artifacts.files import MONITOR_FILE, MonitorFile, read_json  # noqa: PLC0415
         from monitors.base import Evidence  # noqa: PLC0415
         from monitors.lab.activations import collect  # noqa: PLC0415
-        from monitors.lab.card import CARD_FILE, Card, read_card, write_card  # noqa: PLC0415
+        from monitors.lab.card import CARD_FILE  # noqa: PLC0415
         from monitors.lab.dataset import Columns, read_dataset  # noqa: PLC0415
         from monitors.lab.evaluating import Trial  # noqa: PLC0415
         from monitors.lab.evaluating import evaluate as evaluated  # noqa: PLC0415
         from monitors.lab.fitting import check_labels, phase_of  # noqa: PLC0415
         from monitors.lab.recipes import Recipe  # noqa: PLC0415
         from server.lab.fit import checked_phase  # noqa: PLC0415
-        from server.lab.subject import load_subject  # noqa: PLC0415
+        from server.lab.opened import Opened  # noqa: PLC0415
 
         columns = Columns(text_field, label_field, group_field, tuple(positive or ("1", "true")))
         examples = read_dataset(data, columns)
@@ -70,10 +67,8 @@ def evaluate(
         for some in (examples, trained or ()):
             if some:
                 check_labels(some)
-        subject = load_subject(model or str(DEMO / "model"), max_tokens=max_tokens)
-        identity = ModelIdentity(subject.fingerprint, subject.blocks.d_model, len(subject.blocks.layers))
-        monitor = load_monitor(folder, identity)
-        card = read_card(folder) or Card(monitor=monitor.name, fingerprint=subject.fingerprint)
+        opened = Opened.read(folder, model, max_tokens)
+        subject, monitor, card = opened.subject, opened.monitor, opened.card
         points = monitor.hook_points
         with progress_bar("activations") as progress:
             acts = collect(subject, examples, points, cache, progress=progress)
@@ -90,8 +85,6 @@ def evaluate(
             seed,
         )
         section = evaluated(monitor, trial)
-        old = read_json(folder / MONITOR_FILE, folder.parent, MonitorFile)
-        section = section.model_copy(update={"weights_sha256": old.weights_sha256})
         whole = section.whole
         evidence = replace(
             monitor.evidence or Evidence(),
@@ -99,14 +92,7 @@ def evaluate(
             baseline_auroc=round(whole.tfidf.auroc.value, 4) if whole.tfidf else None,
             card=CARD_FILE,
         )
-        save_monitor(
-            replace(monitor, evidence=evidence),
-            folder,
-            fingerprint=subject.fingerprint,
-            tokenizer_hash=old.tokenizer_hash,
-            sae=old.sae,
-        )
-        write_card(card.with_section(section), folder)
+        opened.write(replace(monitor, evidence=evidence), section)
     if as_json:
         typer.echo(section.model_dump_json(indent=2))
         return

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from server.config import DEMO
 from server.lab import options
 from server.lab.run import told
 
@@ -61,7 +60,7 @@ def inspect(
                 raise ValueError(
                     f"no example has the id {example!r}; the first is {examples[0].id!r}, the last {examples[-1].id!r}"
                 )
-            _score(console, folder, model or str(DEMO / "model"), chosen[0], cache)
+            _score(console, folder, model, chosen[0], cache)
 
 
 def _describe(console: Console, reported: "Reported") -> None:
@@ -112,16 +111,14 @@ def _thresholds(calibration: "Calibration | None") -> "list[tuple[str, str]]":
     ]
 
 
-def _score(console: Console, folder: Path, model: str, example: "Example", cache: Path) -> None:
-    from monitors.artifacts import ModelIdentity, load_monitor  # noqa: PLC0415
+def _score(console: Console, folder: Path, model: str | None, example: "Example", cache: Path) -> None:
     from monitors.lab.activations import collect  # noqa: PLC0415
     from monitors.lab.evaluating import watched_threshold  # noqa: PLC0415
     from monitors.lab.scoring import Scorer  # noqa: PLC0415
-    from server.lab.subject import load_subject  # noqa: PLC0415
+    from server.lab.opened import Opened  # noqa: PLC0415
 
-    subject = load_subject(model)
-    identity = ModelIdentity(subject.fingerprint, subject.blocks.d_model, len(subject.blocks.layers))
-    monitor = load_monitor(folder, identity)
+    opened = Opened.read(folder, model)
+    subject, monitor = opened.subject, opened.monitor
     acts = collect(subject, [example], monitor.hook_points, cache)
     (tokens,) = acts.tokens
     texts = subject.token_texts(tokens.ids) if subject.token_texts else [str(token) for token in tokens.ids]

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.config import DEMO
 from server.lab import options
 from server.lab.run import progress_bar, told
 
@@ -63,7 +62,7 @@ def report(
             examples = [e for e in read_dataset(data, columns) if e.label is not None]
             if not examples:
                 raise ValueError(f"{', '.join(map(str, data))}: no labelled examples; give some with 'label'")
-            reported = _with_examples(folder, model or str(DEMO / "model"), examples, cache, num_each)
+            reported = _with_examples(folder, model, examples, cache, num_each)
         path = out or folder / REPORT_FILE
         path.write_text(render(reported, datetime.now(UTC)), encoding="utf-8")
     typer.echo(f"{reported.headline}\nwrote {path}")
@@ -73,18 +72,16 @@ def report(
 
 
 def _with_examples(
-    folder: Path, model: str, examples: "list[Example]", cache: Path, num_each: int
+    folder: Path, model: str | None, examples: "list[Example]", cache: Path, num_each: int
 ) -> "Reported":
     """Scores the examples. Raises ValueError where nothing tells from which score on the monitor flags."""
-    from monitors.artifacts import ModelIdentity, load_monitor  # noqa: PLC0415
     from monitors.lab.activations import collect  # noqa: PLC0415
     from monitors.lab.report import Reported  # noqa: PLC0415
     from monitors.lab.report.heat import heat_examples  # noqa: PLC0415
-    from server.lab.subject import load_subject  # noqa: PLC0415
+    from server.lab.opened import Opened  # noqa: PLC0415
 
-    subject = load_subject(model)
-    identity = ModelIdentity(subject.fingerprint, subject.blocks.d_model, len(subject.blocks.layers))
-    monitor = load_monitor(folder, identity)
+    opened = Opened.read(folder, model)
+    subject, monitor = opened.subject, opened.monitor
     thresholds = monitor.calibration.thresholds if monitor.calibration else ()
     usable = [t for t in thresholds if t.phase != "conversation"]
     if not usable:
@@ -95,7 +92,7 @@ def _with_examples(
     with progress_bar("activations") as progress:
         acts = collect(subject, examples, monitor.hook_points, cache, progress=progress)
     if subject.token_texts is None:
-        raise ValueError(f"{model}: its tokens can't be shown as text")
+        raise ValueError(f"{subject.name}: its tokens can't be shown as text")
     phase: Phase = "prompt" if threshold.phase == "prompt" else "response"
     shown = heat_examples(monitor, acts, phase, threshold.value, subject.token_texts, num_each=num_each)
     return Reported.read(folder, shown, threshold.value)

@@ -8,7 +8,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from server.config import DEMO
 from server.lab import options
 from server.lab.run import progress_bar, told
 
@@ -103,22 +102,18 @@ def verify(
     with told():
         from dataclasses import replace  # noqa: PLC0415
 
-        from monitors.artifacts import ModelIdentity, load_monitor, save_monitor  # noqa: PLC0415
-        from monitors.artifacts.files import MONITOR_FILE, MonitorFile, read_json  # noqa: PLC0415
         from monitors.base import Evidence  # noqa: PLC0415
-        from monitors.lab.card import CARD_FILE, Card, read_card, write_card  # noqa: PLC0415
+        from monitors.lab.card import CARD_FILE  # noqa: PLC0415
         from monitors.lab.causal import FULL, QUICK, Verification  # noqa: PLC0415
         from monitors.lab.causal import verify as verified  # noqa: PLC0415
         from monitors.lab.dataset import Columns  # noqa: PLC0415
         from monitors.lab.recipes import Recipe  # noqa: PLC0415
-        from server.lab.subject import load_subject  # noqa: PLC0415
+        from server.lab.opened import Opened  # noqa: PLC0415
 
         columns = Columns(text_field, label_field, group_field, tuple(positive or ("1", "true")))
         subjects = read_subjects(columns, data, train=train, neutral=neutral, harmful=harmful, masked=masked)
-        subject = load_subject(model or str(DEMO / "model"), max_tokens=max_tokens)
-        identity = ModelIdentity(subject.fingerprint, subject.blocks.d_model, len(subject.blocks.layers))
-        monitor = load_monitor(folder, identity)
-        card = read_card(folder) or Card(monitor=monitor.name, fingerprint=subject.fingerprint)
+        opened = Opened.read(folder, model, max_tokens)
+        subject, monitor, card = opened.subject, opened.monitor, opened.card
         if card.fit is not None and phase in {None, card.fit.recipe.phase}:
             recipe = Recipe.from_part(card.fit.recipe)
         else:
@@ -126,7 +121,6 @@ def verify(
             scope = monitor.exclude_first if chosen == "prompt" else 0
             recipe = Recipe("mass_mean", monitor.hook_points, chosen, monitor.aggregator, scope)
         measured, refusing = measures(behaviour, refusal, subject, subjects)
-        file = read_json(folder / MONITOR_FILE, folder.parent, MonitorFile)
         with progress_bar("activations") as reading, progress_bar("sequences") as intervening:
             job = Verification(
                 monitor,
@@ -141,16 +135,9 @@ def verify(
                 reading=reading,
                 intervening=intervening,
             )
-            section = verified(job, cache, file.weights_sha256)
+            section = verified(job, cache, opened.file.weights_sha256)
         evidence = replace(monitor.evidence or Evidence(), verdict=section.verdict, card=CARD_FILE)
-        save_monitor(
-            replace(monitor, evidence=evidence),
-            folder,
-            fingerprint=subject.fingerprint,
-            tokenizer_hash=file.tokenizer_hash,
-            sae=file.sae,
-        )
-        write_card(card.with_section(section), folder)
+        opened.write(replace(monitor, evidence=evidence), section)
     show(section)
     typer.echo(f"wrote {folder} (verdict in monitor.json, {CARD_FILE})")
     typer.echo(f"next: interlock monitor report {folder}")

@@ -1,0 +1,49 @@
+"""A monitor's folder, opened on its model: what commands that look at a monitor begin and end with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from monitors.artifacts import ModelIdentity, load_monitor, save_monitor
+from monitors.artifacts.files import MONITOR_FILE, MonitorFile, read_json
+from monitors.base import Monitor
+from monitors.lab.card import Card, read_card, write_card
+from monitors.lab.sections.base import Section
+from monitors.lab.subject import Subject
+from server.config import DEMO
+from server.lab.subject import load_subject
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The monitor, the model that it is for, and its card (an empty one if there was none)."""
+
+    folder: Path
+    subject: Subject
+    file: MonitorFile
+    monitor: Monitor
+    card: Card
+
+    @classmethod
+    def read(cls, folder: Path, model: str | None, max_tokens: int = 512) -> Self:
+        """Load both; no model means the demo's. Raises ArtifactError, EngineError or HookPointError."""
+        subject = load_subject(model or str(DEMO / "model"), max_tokens=max_tokens)
+        identity = ModelIdentity(subject.fingerprint, subject.blocks.d_model, len(subject.blocks.layers))
+        monitor = load_monitor(folder, identity)
+        file = read_json(folder / MONITOR_FILE, folder.parent, MonitorFile)
+        card = read_card(folder) or Card(
+            monitor=monitor.name, version=monitor.version, fingerprint=subject.fingerprint
+        )
+        return cls(folder, subject, file, monitor, card)
+
+    def write(self, monitor: Monitor, section: Section) -> None:
+        """Save the monitor as it is now (its weights are the same) with one section of its card exchanged."""
+        save_monitor(
+            monitor,
+            self.folder,
+            fingerprint=self.subject.fingerprint,
+            tokenizer_hash=self.file.tokenizer_hash,
+            sae=self.file.sae,
+        )
+        of_these = section.model_copy(update={"weights_sha256": self.file.weights_sha256})
+        write_card(self.card.with_section(of_these), self.folder)
