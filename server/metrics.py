@@ -155,7 +155,9 @@ class Metrics:
             "policy_last_reload_success_timestamp_seconds", "When the policy was last reloaded, in Unix time."
         )
         self.exception_expiry = gauge(
-            "policy_exception_expiry_timestamp_seconds", "When an exception expires, in Unix time.", "exception"
+            "policy_exception_expiry_timestamp_seconds",
+            "When an exception expires, in Unix time.",
+            "exception",
         )
         self.policy_reload_ok = gauge(
             "policy_last_reload_successful", "1 if the policy on disk is the one in force."
