@@ -73,9 +73,7 @@ class ServerConfig(BaseSettings):
     max_context: Annotated[int, Field(ge=16)] | None = None
     max_waiting: Annotated[int, Field(ge=0)] = 256
     prefill_chunk: Annotated[int, Field(ge=1)] = 256
-    last_good: Path | None = (
-        None  # where the last policy that was right is kept, to start on if this one is wrong
-    )
+    last_good: Path | None = None  # keeps the last right policy, to start on if this one is wrong
     reload_poll_s: Annotated[float, Field(ge=0)] = 2.0  # how often the policy's files are looked at; 0: never
     drain_timeout_s: Annotated[float, Field(ge=0)] = 30.0  # after SIGTERM, before what still runs is ended
     canary: OnFailure = (
