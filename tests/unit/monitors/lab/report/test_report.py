@@ -25,33 +25,38 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "harm"
 
 
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of a monitor with a full card."""
+    folder = tmp_path_factory.mktemp("full") / "harm"
+    cards.write(folder)
+    return page(folder)
+
+
 def page(folder: Path, **rest: object) -> str:
     return render(Reported.read(folder, **rest), NOW)
 
 
-def test_a_full_card_shows_every_section_and_figure(folder: Path):
-    html = page(folder)
+def test_a_full_card_shows_every_section_and_figure(html: str):
     assert all(f'<h2 id="{name}">' in html for name in SECTIONS)
     assert html.count("<svg") == 9
     assert "Not run:" not in html
 
 
-def test_every_figure_that_shows_the_monitor_shows_its_baselines(folder: Path):
-    figures = re.findall(r"<svg.*?</svg>", page(folder), flags=re.DOTALL)
+def test_every_figure_that_shows_the_monitor_shows_its_baselines(html: str):
+    figures = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
     separating = [f for f in figures if re.search('aria-label="(AUROC|ROC)', f)]
     assert len(separating) == 5  # sweep, ROC, by data set, left out, read-out
     for figure in separating:
         assert all(f"var(--{ink})" in figure for ink in ("monitor", "tfidf", "random"))
 
 
-def test_figures_take_their_colours_from_the_page(folder: Path):
-    html = page(folder)
+def test_figures_take_their_colours_from_the_page(html: str):
     svg = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL))
     assert not re.search(r"(fill|stroke): #(?!000000|ffffff)", svg)
 
 
-def test_the_page_loads_nothing(folder: Path):
-    html = page(folder)
+def test_the_page_loads_nothing(html: str):
     assert "<script" not in html
     assert not re.search(r'(src|href)="(?!#)[^"]*:', html)
     assert "url(http" not in html
