@@ -95,8 +95,10 @@ def _show(section: "CalibrationSection", fresh: "tuple[Checked, ...]") -> None:
     table = Table(
         title=f"{section.num_examples} benign requests, {section.phase}; confidence {section.confidence:.0%}"
     )
-    for heading in ("budget", "threshold", "certified", "fresh requests above it (95 %)"):
+    for heading in ("budget", "threshold", "certified"):
         table.add_column(heading)
+    if fresh:
+        table.add_column("fresh requests above it (95 %)")
     rates = {found.threshold.fpr: found for found in fresh if found.threshold.phase == section.phase}
     for budget in section.budgets:
         missing = budget.num_needed - section.num_examples
@@ -107,7 +109,8 @@ def _show(section: "CalibrationSection", fresh: "tuple[Checked, ...]") -> None:
             rate = found.rate
             held = "within the budget" if found.holds else "ABOVE THE BUDGET"
             beside = f"{rate.value:.2%} ({rate.low:.2%} to {rate.high:.2%}): {held}"
-        table.add_row(f"{budget.fpr:.2%}", f"{budget.threshold:.5g}", told, beside)
+        cells = [f"{budget.fpr:.2%}", f"{budget.threshold:.5g}", told]
+        table.add_row(*cells, *([beside] if fresh else []))
     Console().print(table)
     for stratum in section.by_length:
         if stratum.fpr.low > stratum.budget:
