@@ -160,6 +160,34 @@ def test_the_calibrated_monitor_guards_a_running_server(calibrated: Path, tmp_pa
         assert blocked.value.code == "content_filter"
 
 
+def test_drift_of_a_running_server_is_told_from_the_calibration_that_the_command_wrote(
+    calibrated: Path, tmp_path: Path
+):
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(POLICY.format(fpr=0.2))
+    config = ServerConfig(policy=policy, monitors=calibrated, audit=None, served_model_name="demo")
+    service = assemble(config)
+    with running(service, tmp_path / "none") as live:
+        checked = service.canary.check(service.policies.in_force.monitors)
+        assert asyncio.run_coroutine_threadsafe(checked, live.loop).result(30) == ()
+        live.chat("Tell me about garlic.", max_tokens=2)
+        scope = {"monitor": "animals", "scope": "prompt"}
+        assert live.metric("interlock_monitor_exceedance_ratio", **scope) == 0
+        assert live.metric("interlock_monitor_drift_alarm", **scope, alarm="tail") == 0
+        assert abs(live.metric("interlock_residual_norm_shift", hook_point=_hook_point(calibrated))) < 2
+        for _ in range(40):
+            with pytest.raises(openai.BadRequestError):
+                live.chat("Tell me about otters.", max_tokens=2)
+        assert live.metric("interlock_monitor_exceedance_ratio", **scope) == pytest.approx(40 / 41)
+        assert live.metric("interlock_monitor_drift_alarm", **scope, alarm="tail") == 1
+
+
+def _hook_point(calibrated: Path) -> str:
+    return json.loads((calibrated / "animals/monitor.json").read_text())["calibration"]["row_norms"][0][
+        "hook_point"
+    ]
+
+
 def test_calibrating_on_positives_only_is_one_message(lab: Path, calibrated: Path):
     data = write(lab / "positives.jsonl", (("owls", 1),))
     done = interlock("monitor", "calibrate", calibrated / "animals", "--data", data, "--cache", lab / "acts")

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from monitors.aggregate import AggregatorSpec
-from monitors.base import Link, Monitor
+from monitors.base import Link, Monitor, Reference, Threshold
+from monitors.drift import ScoreDrift
 from monitors.lab.activations import Activations
 from monitors.lab.calibrating import benign, calibrate, check, maxima, threshold_for
 from monitors.lab.dataset import Example
@@ -153,3 +154,28 @@ def test_a_monitor_that_fails_on_an_example_is_not_calibrated(tmp_path):
     broken = Monitor("broken", Linear((PLANTED,), weight, torch.zeros(1)))
     with pytest.raises(ValueError, match=r"'row:\d+': its score is not finite"):
         calibrate(broken, traffic(tmp_path, 8, num=20))
+
+
+@pytest.mark.parametrize("steepness", [1, 5, 20, 60])
+def test_the_budget_holds_for_probabilities_that_saturate(steepness: int):
+    rng = np.random.default_rng(steepness)
+    odds = np.random.default_rng(7).normal(size=200_000) * steepness
+    scores = np.float32(1 / (1 + np.exp(-odds))).astype(float)
+    broken = 0
+    for _ in range(200):
+        value, rank = threshold_for(rng.choice(scores, 1000), 0.01, 0.95, Link.SIGMOID)
+        assert rank > 0
+        broken += (scores > value).mean() > 0.01
+    assert broken <= binom.ppf(0.999, 200, 0.05)
+
+
+def test_without_drift_a_monitor_calibrated_on_enough_raises_no_alarm():
+    rng = np.random.default_rng(11)
+    for _ in range(5):
+        scores = np.float32(rng.normal(size=1000)).astype(float)
+        value, _ = threshold_for(scores, 0.01, 0.95)
+        reference = Reference("prompt", 1000, tuple(np.quantile(scores, np.linspace(0, 1, 21)).tolist()))
+        drift = ScoreDrift(reference, Threshold("prompt", 0.01, value, certified=True))
+        for score in rng.normal(size=3000):
+            drift.observe(float(score))
+        assert drift.report().alarms == frozenset()

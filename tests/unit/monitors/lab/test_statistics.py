@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom, norm
 
 from monitors.lab.statistics import (
     _weighted_auroc,
@@ -123,3 +124,33 @@ def test_a_bootstrap_draw_is_the_auroc_of_repeated_examples(rows, seed):
         assert found == pytest.approx(auroc(drawn, np.repeat(scores, times)))
     else:
         assert found is None
+
+
+@given(
+    st.integers(1, 4000), st.sampled_from([0.001, 0.01, 0.05, 0.2]), st.sampled_from([0.5, 0.9, 0.95, 0.999])
+)
+@settings(deadline=None)
+def test_the_certified_rank_is_the_largest_that_keeps_its_promise(n, fpr, confidence):
+    # P[Beta(k, n + 1 - k) > fpr] is the chance that fewer than k of n draws fall into the top share fpr
+    kept = [k for k in range(1, min(n, int(n * fpr) + 1) + 1) if binom.cdf(k - 1, n, fpr) <= 1 - confidence]
+    assert certified_rank(n, fpr, confidence) == max(kept, default=0)
+
+
+@given(st.floats(1e-4, 0.9), st.floats(0.5, 0.999))
+@settings(deadline=None)
+def test_one_request_fewer_than_needed_certifies_nothing(fpr, confidence):
+    n = num_needed(fpr, confidence)
+    assert (1 - fpr) ** n <= (1 - confidence) * (1 + 1e-9)
+    assert (1 - fpr) ** (n - 1) > (1 - confidence) * (1 - 1e-9)
+
+
+def test_the_interval_of_auroc_covers_the_truth_where_examples_come_in_groups():
+    rng, covered = np.random.default_rng(3), 0
+    truth = norm.cdf(1 / np.sqrt(2))  # of N(1, 1) against N(0, 1)
+    for seed in range(60):
+        labels = np.repeat([0, 1], 60)
+        shared = np.repeat(rng.normal(size=120), 5)  # five near copies of each
+        scores = shared + np.repeat(labels, 5) + rng.normal(scale=1e-3, size=600)
+        found = auroc_interval(np.repeat(labels, 5), scores, np.repeat(np.arange(120), 5).astype(str), seed)
+        covered += found.low <= truth <= found.high
+    assert covered >= binom.ppf(0.001, 60, 0.93)
