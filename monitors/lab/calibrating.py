@@ -60,6 +60,15 @@ def benign(examples: Sequence[Example], *, unlabelled_is_benign: bool = False) -
     return found
 
 
+def refuse_seen(fresh: Sequence[Example], seen: Sequence[Example]) -> None:
+    """Raise ValueError if fresh examples are among those that the thresholds were found on: they would show nothing."""
+    known = {(e.messages, e.text, e.reply) for e in seen}
+    if repeated := sum((e.messages, e.text, e.reply) in known for e in fresh):
+        raise ValueError(
+            f"{repeated} of {len(fresh)} fresh examples are also among those to calibrate on; give others to check with"
+        )
+
+
 def maxima(monitor: Monitor, acts: Activations) -> tuple[Maxima, ...]:
     """By phase; the response only if every example has one. Raises ValueError where the monitor fails or reads nothing."""
     scorer = Scorer([monitor])

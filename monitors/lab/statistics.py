@@ -69,7 +69,8 @@ def roc_points(labels: Ints, scores: Floats) -> tuple[tuple[float, float], ...]:
     _need_both(labels)
     fpr, tpr, _ = roc_curve(labels, scores)
     if len(fpr) > _ROC_POINTS:
-        wanted = np.geomspace(1 / max(1, (labels == 0).sum()), 1, _ROC_POINTS - 2)
+        # 0 first: the most that is found without any false positive is the end of the low end
+        wanted = np.array([0.0, *np.geomspace(1 / max(1, (labels == 0).sum()), 1, _ROC_POINTS - 3)])
         kept = np.unique([0, *(np.searchsorted(fpr, wanted, side="right") - 1), len(fpr) - 1])
         fpr, tpr = fpr[kept], tpr[kept]
     return tuple(zip(fpr.tolist(), tpr.tolist(), strict=True))

@@ -58,7 +58,7 @@ def calibrate(
     with told():
         from monitors.artifacts.canary import write_canary  # noqa: PLC0415
         from monitors.lab.activations import collect  # noqa: PLC0415
-        from monitors.lab.calibrating import BUDGETS, benign  # noqa: PLC0415
+        from monitors.lab.calibrating import BUDGETS, benign, refuse_seen  # noqa: PLC0415
         from monitors.lab.calibrating import calibrate as calibrated  # noqa: PLC0415
         from monitors.lab.calibrating import check as checked  # noqa: PLC0415
         from monitors.lab.canaries import make_canary  # noqa: PLC0415
@@ -71,22 +71,40 @@ def calibrate(
         columns = Columns(text_field, label_field, group_field, tuple(positive or ("1", "true")))
         every = read_dataset(data, columns)
         examples = benign(every, unlabelled_is_benign=unlabelled_is_benign)
+        others = (
+            benign(read_dataset(check, columns), unlabelled_is_benign=unlabelled_is_benign) if check else ()
+        )
+        refuse_seen(others, examples)
         opened = Opened.read(folder, model, max_tokens)
         subject, monitor = opened.subject, opened.monitor
         with progress_bar("activations") as progress:
             acts = collect(subject, examples, monitor.hook_points, cache, progress=progress)
         monitor, section = calibrated(monitor, acts, budgets=fpr or BUDGETS, confidence=confidence, seed=seed)
-        opened.write(monitor, section)
-        write_canary(make_canary(monitor, subject, opened.file.weights_sha256, seed=seed), folder)
+        canary = make_canary(monitor, subject, opened.file.weights_sha256, seed=seed)
         fresh: tuple[Checked, ...] = ()
-        if check:
-            others = benign(read_dataset(check, columns), unlabelled_is_benign=unlabelled_is_benign)
+        if others:
             with progress_bar("fresh activations") as progress:
                 fresh = checked(
                     monitor, collect(subject, others, monitor.hook_points, cache, progress=progress)
                 )
+        # last, so that a command which fails has changed nothing
+        opened.write(monitor, section)
+        write_canary(canary, folder)
     if left_out := len(every) - len(examples):
         typer.echo(f"{left_out} of {len(every)} examples are not benign and were left out")
+    without = sum(not tokens.num_reply for tokens in acts.tokens)
+    if 0 < without < len(examples):
+        typer.echo(
+            f"warning: {without} of {len(examples)} examples have no reply, so that only prompts were calibrated; leave "
+            "them out to calibrate responses and conversations too",
+            err=True,
+        )
+    if (num_groups := len({example.group for example in examples})) < len(examples):
+        typer.echo(
+            f"warning: the {len(examples)} requests are of {num_groups} groups; 'certified' counts each request as one "
+            "drawn by itself, and promises too much where those of a group score alike",
+            err=True,
+        )
     _show(section, fresh)
     typer.echo(f"wrote {folder} (calibration in monitor.json, card.json, canary.json)")
 
@@ -112,6 +130,13 @@ def _show(section: "CalibrationSection", fresh: "tuple[Checked, ...]") -> None:
         cells = [f"{budget.fpr:.2%}", f"{budget.threshold:.5g}", told]
         table.add_row(*cells, *([beside] if fresh else []))
     Console().print(table)
+    for found in fresh:
+        if found.threshold.phase != section.phase:
+            rate, held = found.rate, "within the budget" if found.holds else "ABOVE THE BUDGET"
+            typer.echo(
+                f"fresh requests above the {found.threshold.fpr:.2%} threshold of the {found.threshold.phase}: "
+                f"{rate.value:.2%} ({rate.low:.2%} to {rate.high:.2%}): {held}"
+            )
     for stratum in section.by_length:
         if stratum.fpr.low > stratum.budget:
             typer.echo(

@@ -93,6 +93,13 @@ def evaluate(
             card=CARD_FILE,
         )
         opened.write(replace(monitor, evidence=evidence), section)
+    if trained:
+        known = {(e.messages, e.text, e.reply) for e in trained}
+        if repeated := sum((e.messages, e.text, e.reply) in known for e in examples):
+            typer.echo(
+                f"warning: {repeated} of {len(examples)} examples are also in the training data: the figures are too good",
+                err=True,
+            )
     if as_json:
         typer.echo(section.model_dump_json(indent=2))
         return

@@ -1,5 +1,7 @@
 """`interlock monitor inspect`: what a monitor is, and what it says of one example."""
 
+import math
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -67,14 +69,15 @@ def _describe(console: Console, reported: "Reported") -> None:
     monitor = reported.monitor
     table = Table.grid(padding=(0, 2))
     for name, value in _facts(monitor):
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     console.print(table)
     console.print()
     for use in reported.uses:
-        console.print(f"{'may    ' if use.allowed else 'may not'}  {use.action}: {use.why}", soft_wrap=True)
+        may = "may    " if use.allowed else "may not"
+        console.print(f"{may}  {use.action}: {use.why}", soft_wrap=True, markup=False)
     for step in reported.steps:
         if step.state != "done":
-            console.print(f"{step.state}  {step.name}: {step.command}", soft_wrap=True)
+            console.print(f"{step.state}  {step.name}: {step.command}", soft_wrap=True, markup=False)
 
 
 def _facts(monitor: "MonitorFile") -> "list[tuple[str, str]]":
@@ -127,7 +130,9 @@ def _score(console: Console, folder: Path, model: str | None, example: "Example"
         scores = running["prompt" if phase == "prompt" else "response"][:, 0].tolist()
         if scores:
             threshold = watched_threshold(monitor, "prompt" if phase == "prompt" else "response")
-            console.print(f"\n{phase} of {example.id}: running score, largest {max(scores):.4g}")
+            console.print(
+                f"\n{phase} of {example.id}: running score, largest {max(scores):.4g}", markup=False
+            )
             console.print(_heat(own, scores))
             if threshold is not None:
                 first = next((i for i, score in enumerate(scores) if score > threshold.value), None)
@@ -138,12 +143,22 @@ def _score(console: Console, folder: Path, model: str | None, example: "Example"
                     console.print(f"{score:12.5g}  {text!r}", markup=False)
 
 
+def _printable(text: str) -> str:
+    """Without what would steer the terminal: texts to judge monitors by are often written by an adversary."""
+    return "".join(
+        c
+        if c in "\n\t" or unicodedata.category(c) not in {"Cc", "Cf"}
+        else c.encode("unicode_escape").decode()
+        for c in text
+    )
+
+
 def _heat(texts: Sequence[str], scores: Sequence[float]) -> Text:
     """Tokens on warmer ground the higher their score among these."""
-    finite = sorted(score for score in scores if score > float("-inf"))
+    finite = sorted(score for score in scores if math.isfinite(score))
     low, high = (finite[0], finite[-1]) if finite else (0.0, 0.0)
     shown = Text()
     for text, score in zip(texts, scores, strict=True):
-        share = (score - low) / (high - low) if high > low and score > float("-inf") else 0.0
-        shown.append(text, style=_WARM[min(int(share * len(_WARM)), len(_WARM) - 1)])
+        share = (score - low) / (high - low) if high > low and math.isfinite(score) else 0.0
+        shown.append(_printable(text), style=_WARM[min(int(share * len(_WARM)), len(_WARM) - 1)])
     return shown

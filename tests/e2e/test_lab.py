@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import openai
@@ -242,3 +243,89 @@ def test_inspect_scores_one_example_token_by_token(calibrated: Path, lab: Path):
     unknown = interlock("monitor", "inspect", calibrated / "animals", "--data", data, "--example", "nobody")
     assert unknown.exit_code == 2
     assert "no example has the id 'nobody'" in unknown.output
+
+
+def copied(calibrated: Path, tmp_path: Path) -> Path:
+    """The monitor in a folder of its own, to be calibrated anew."""
+    return Path(shutil.copytree(calibrated / "animals", tmp_path / "animals"))
+
+
+def replies(path: Path, subject: str, said: str, num: int = 40) -> Path:
+    lines = [
+        {"messages": [{"role": "user", "content": f"{subject} {i}"}], "reply": f"{said} {i}", "label": 0}
+        for i in range(num)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_fresh_prompts_above_their_budget_are_told_though_responses_are_within(
+    calibrated: Path, lab: Path, tmp_path: Path
+):
+    done = interlock(
+        "monitor", "calibrate", copied(calibrated, tmp_path), "--fpr", "0.2", "--cache", lab / "acts",
+        "--data", replies(tmp_path / "a.jsonl", "I like roses", "Nice."),
+        "--check", replies(tmp_path / "b.jsonl", "I like owls", "Nice."),
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (line,) = [line for line in done.output.splitlines() if "threshold of the prompt" in line]
+    assert "ABOVE THE BUDGET" in line
+
+
+def test_checking_on_what_was_calibrated_on_is_refused_and_changes_nothing(calibrated: Path, tmp_path: Path):
+    folder, data = copied(calibrated, tmp_path), replies(tmp_path / "a.jsonl", "I like roses", "Nice.")
+    before = (folder / "monitor.json").read_bytes()
+    done = interlock("monitor", "calibrate", folder, "--data", data, "--check", data)
+    assert done.exit_code == 2
+    assert "40 of 40 fresh examples are also among those to calibrate on" in done.output
+    assert (folder / "monitor.json").read_bytes() == before
+
+
+def test_one_request_without_a_reply_leaves_responses_out_and_that_is_told(
+    calibrated: Path, lab: Path, tmp_path: Path
+):
+    data = replies(tmp_path / "a.jsonl", "I like roses", "Nice.")
+    line = {"messages": [{"role": "user", "content": "I like mint"}], "label": 0}
+    data.write_text(data.read_text() + json.dumps(line) + "\n")
+    folder = copied(calibrated, tmp_path)
+    done = interlock("monitor", "calibrate", folder, "--data", data, "--fpr", "0.2", "--cache", lab / "acts")
+    assert done.exit_code == 0, done.output
+    assert "1 of 41 examples have no reply" in done.output
+
+
+def test_requests_in_groups_are_told_to_certify_too_much(calibrated: Path, lab: Path, tmp_path: Path):
+    data = write(tmp_path / "a.jsonl", tuple((name, 0) for name in _PLANTS))
+    folder = copied(calibrated, tmp_path)
+    done = interlock("monitor", "calibrate", folder, "--data", data, "--fpr", "0.2", "--cache", lab / "acts")
+    assert "the 32 requests are of 8 groups" in done.output
+
+
+def test_a_calibration_that_can_have_no_canary_changes_nothing(calibrated: Path, lab: Path, tmp_path: Path):
+    folder = copied(calibrated, tmp_path)
+    path = folder / "monitor.json"
+    monitor = json.loads(path.read_text())
+    monitor["token_scope"]["exclude_first"] = 12
+    path.write_text(json.dumps(monitor))
+    before = path.read_bytes()
+    data = replies(tmp_path / "a.jsonl", "I like roses and tulips and ferns and basil and garlic", "Nice.")
+    done = interlock("monitor", "calibrate", folder, "--data", data, "--cache", lab / "acts")
+    assert done.exit_code == 2
+    assert "canaries of 12 tokens would say nothing" in done.output
+    assert path.read_bytes() == before
+
+
+def test_evaluating_on_the_training_data_is_told(calibrated: Path, lab: Path, tmp_path: Path):
+    data = lab / "train.jsonl"
+    done = interlock(
+        "monitor", "eval", copied(calibrated, tmp_path), "--data", data, "--train", data, "--cache", lab / "acts"
+    )  # fmt: skip
+    assert "64 of 64 examples are also in the training data" in done.output
+
+
+def test_inspect_shows_hostile_ids_and_texts_as_they_are_written(calibrated: Path, lab: Path, tmp_path: Path):
+    data = tmp_path / "hostile.jsonl"
+    data.write_text(json.dumps({"id": "x[/b]y", "text": "hello \x1b[31mred", "label": 0}) + "\n")
+    done = interlock("monitor", "inspect", calibrated / "animals", "--data", data, "--cache", lab / "acts")
+    assert done.exit_code == 0, done.output
+    assert "prompt of x[/b]y" in done.output
+    assert "\x1b" not in done.output

@@ -154,3 +154,11 @@ def test_the_interval_of_auroc_covers_the_truth_where_examples_come_in_groups():
         found = auroc_interval(np.repeat(labels, 5), scores, np.repeat(np.arange(120), 5).astype(str), seed)
         covered += found.low <= truth <= found.high
     assert covered >= binom.ppf(0.001, 60, 0.93)
+
+
+def test_roc_points_keep_what_is_found_without_any_false_positive():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 3000)
+    scores = rng.normal(size=6000) + 3 * labels
+    found = (scores[labels == 1] > scores[labels == 0].max()).mean()
+    assert max(tpr for fpr, tpr in roc_points(labels, scores) if fpr == 0) == pytest.approx(found)
