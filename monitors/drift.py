@@ -102,8 +102,11 @@ class ScoreDrift:
 
 
 def watched_threshold(calibration: Calibration, phase: str) -> Threshold | None:
-    """The one whose exceedances are watched: the strictest that still trips often enough to be told, 1 % if there is one."""
-    of_phase = [t for t in calibration.thresholds if t.phase == phase]
+    """The one whose exceedances are watched: the strictest that still trips often enough to be told, 1 % if there is one.
+
+    Only a certified one: the others promise no rate that traffic could depart from.
+    """
+    of_phase = [t for t in calibration.thresholds if t.phase == phase and t.certified]
     return min(of_phase, key=lambda t: abs(math.log(t.fpr / 0.01)), default=None)
 
 

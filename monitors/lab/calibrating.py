@@ -60,13 +60,18 @@ def benign(examples: Sequence[Example], *, unlabelled_is_benign: bool = False) -
     return found
 
 
-def refuse_seen(fresh: Sequence[Example], seen: Sequence[Example]) -> None:
-    """Raise ValueError if fresh examples are among those that the thresholds were found on: they would show nothing."""
+def num_seen(fresh: Sequence[Example], seen: Sequence[Example]) -> int:
+    """How many fresh examples are also among those that the thresholds were found on. Some are in any traffic.
+
+    Raises ValueError if all are: they would show nothing.
+    """
     known = {(e.messages, e.text, e.reply) for e in seen}
-    if repeated := sum((e.messages, e.text, e.reply) in known for e in fresh):
+    repeated = sum((e.messages, e.text, e.reply) in known for e in fresh)
+    if fresh and repeated == len(fresh):
         raise ValueError(
-            f"{repeated} of {len(fresh)} fresh examples are also among those to calibrate on; give others to check with"
+            f"all {repeated} fresh examples are also among those to calibrate on; give others to check with"
         )
+    return repeated
 
 
 def maxima(monitor: Monitor, acts: Activations) -> tuple[Maxima, ...]:

@@ -58,7 +58,7 @@ def calibrate(
     with told():
         from monitors.artifacts.canary import write_canary  # noqa: PLC0415
         from monitors.lab.activations import collect  # noqa: PLC0415
-        from monitors.lab.calibrating import BUDGETS, benign, refuse_seen  # noqa: PLC0415
+        from monitors.lab.calibrating import BUDGETS, benign, num_seen  # noqa: PLC0415
         from monitors.lab.calibrating import calibrate as calibrated  # noqa: PLC0415
         from monitors.lab.calibrating import check as checked  # noqa: PLC0415
         from monitors.lab.canaries import make_canary  # noqa: PLC0415
@@ -74,7 +74,7 @@ def calibrate(
         others = (
             benign(read_dataset(check, columns), unlabelled_is_benign=unlabelled_is_benign) if check else ()
         )
-        refuse_seen(others, examples)
+        repeated = num_seen(others, examples)
         opened = Opened.read(folder, model, max_tokens)
         subject, monitor = opened.subject, opened.monitor
         with progress_bar("activations") as progress:
@@ -92,6 +92,11 @@ def calibrate(
         write_canary(canary, folder)
     if left_out := len(every) - len(examples):
         typer.echo(f"{left_out} of {len(every)} examples are not benign and were left out")
+    if repeated:
+        typer.echo(
+            f"warning: {repeated} of {len(others)} fresh examples are also among those that were calibrated on",
+            err=True,
+        )
     without = sum(not tokens.num_reply for tokens in acts.tokens)
     if 0 < without < len(examples):
         typer.echo(

@@ -277,7 +277,7 @@ def test_checking_on_what_was_calibrated_on_is_refused_and_changes_nothing(calib
     before = (folder / "monitor.json").read_bytes()
     done = interlock("monitor", "calibrate", folder, "--data", data, "--check", data)
     assert done.exit_code == 2
-    assert "40 of 40 fresh examples are also among those to calibrate on" in done.output
+    assert "all 40 fresh examples are also among those to calibrate on" in done.output
     assert (folder / "monitor.json").read_bytes() == before
 
 

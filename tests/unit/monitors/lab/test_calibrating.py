@@ -14,7 +14,7 @@ from monitors.aggregate import AggregatorSpec
 from monitors.base import Link, Monitor, Reference, Threshold
 from monitors.drift import ScoreDrift
 from monitors.lab.activations import Activations
-from monitors.lab.calibrating import benign, calibrate, check, maxima, threshold_for
+from monitors.lab.calibrating import benign, calibrate, check, maxima, num_seen, threshold_for
 from monitors.lab.dataset import Example
 from monitors.linear import Linear
 from tests.unit.monitors.lab.synthetic import PLANTED, direction, planted
@@ -179,3 +179,11 @@ def test_without_drift_a_monitor_calibrated_on_enough_raises_no_alarm():
         for score in rng.normal(size=3000):
             drift.observe(float(score))
         assert drift.report().alarms == frozenset()
+
+
+def test_fresh_requests_may_repeat_some_but_not_all_of_the_calibration():
+    a, b = Example("a", text="hello", label=0), Example("b", text="good morning", label=0)
+    assert num_seen([a, b], [Example("c", text="hello", label=0)]) == 1
+    assert num_seen([], [a]) == 0
+    with pytest.raises(ValueError, match="all 1 fresh examples"):
+        num_seen([a], [a, b])
