@@ -196,6 +196,14 @@ class Calibration:
             if not 0 < threshold.fpr < 1:
                 raise ValueError(f"fpr is {threshold.fpr}, must be between 0 and 1")
 
+    def threshold(self, phase: str, *, certified: bool = False) -> Threshold | None:
+        """The phase's threshold whose budget is nearest to 1 % (by ratio), which trips often enough to be told by.
+
+        With `certified`, only of those that promise a rate.
+        """
+        of_phase = [t for t in self.thresholds if t.phase == phase and (t.certified or not certified)]
+        return min(of_phase, key=lambda t: abs(math.log(t.fpr / 0.01)), default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class Evidence:

@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from monitors.base import Calibration, Reference, Threshold
+from monitors.base import Reference, Threshold
 
 WINDOW = 1000  # requests that PSI and the exceedance rate look back on
 _MIN_REQUESTS = 200  # below, PSI is mostly noise
@@ -99,15 +99,6 @@ class ScoreDrift:
         self._counts[int(np.searchsorted(self._edges, maximum, side="left"))] += by
         if self._threshold is not None and maximum > self._threshold.value:
             self._num_above += by
-
-
-def watched_threshold(calibration: Calibration, phase: str) -> Threshold | None:
-    """The one whose exceedances are watched: the strictest that still trips often enough to be told, 1 % if there is one.
-
-    Only a certified one: the others promise no rate that traffic could depart from.
-    """
-    of_phase = [t for t in calibration.thresholds if t.phase == phase and t.certified]
-    return min(of_phase, key=lambda t: abs(math.log(t.fpr / 0.01)), default=None)
 
 
 def population_stability(expected: Sequence[float], num_reference: int, counts: NDArray[np.int64]) -> float:

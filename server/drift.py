@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 
 from guard.types import Phase
 from monitors.base import Calibration, Monitor
-from monitors.drift import Alarm, DriftReport, ScoreDrift, watched_threshold
+from monitors.drift import Alarm, DriftReport, ScoreDrift
 from monitors.norms import NormSummary
 from monitors.types import HookPoint
 
@@ -28,7 +28,7 @@ class DriftWatch:
         kept = {name for name, calibration in fresh.items() if self._calibrations.get(name) == calibration}
         self._scores = {key: drift for key, drift in self._scores.items() if key[0] in kept} | {
             (name, Phase(reference.phase)): ScoreDrift(
-                reference, watched_threshold(calibration, reference.phase)
+                reference, calibration.threshold(reference.phase, certified=True)
             )
             for name, calibration in fresh.items()
             if name not in kept

@@ -101,8 +101,17 @@ def random_figures(
 ) -> RandomDirections:
     """AUROC of random directions over all examples, scored as the monitor is; of each the better of its two signs."""
     scorer = Scorer(random_monitors(pooled, point, phase, aggregator, exclude_first=exclude_first, seed=seed))
-    scores = scorer.maxima(pooled.acts, phase) if statistic == "max" else scorer.lasts(pooled.acts, phase)
-    found = np.array([auroc(labels, column) for column in scores.T]).reshape(-1, 2).max(axis=1)
+    return random_summary(paired_aurocs(labels, scorer.statistic(pooled.acts, phase, statistic)))
+
+
+def paired_aurocs(labels: Ints, scores: Floats) -> Floats:
+    """Of directions that are followed by their opposites, [n_examples, 2 m]: the better AUROC of each two, [m]."""
+    found: Floats = np.array([auroc(labels, column) for column in scores.T]).reshape(-1, 2)
+    return np.maximum(found[:, 0], found[:, 1])
+
+
+def random_summary(found: Floats) -> RandomDirections:
+    """From the AUROC of each direction, [m]."""
     return RandomDirections(
         num_directions=len(found),
         mean_auroc=float(found.mean()),

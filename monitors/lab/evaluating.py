@@ -6,16 +6,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from monitors.base import Monitor, Threshold
+from monitors.base import Monitor
 from monitors.lab.activations import Activations
-from monitors.lab.baselines import folds, random_monitors, tfidf, tfidf_out_of_fold
+from monitors.lab.baselines import (
+    folds,
+    paired_aurocs,
+    random_monitors,
+    random_summary,
+    tfidf,
+    tfidf_out_of_fold,
+)
 from monitors.lab.dataset import Example, dataset_digest
 from monitors.lab.pooling import Pooled
 from monitors.lab.recipes import Recipe, fit
 from monitors.lab.scoring import Scorer
-from monitors.lab.sections.base import Phase, RandomDirections, Statistic
+from monitors.lab.sections.base import Phase, Statistic
 from monitors.lab.sections.evaluation import AtFpr, Compared, EvaluationSection, Figures, Stratum
-from monitors.lab.statistics import Floats, Ints, auroc, auroc_interval, log_auroc, roc_points, tpr_at
+from monitors.lab.statistics import Floats, Ints, auroc_interval, log_auroc, roc_points, tpr_at
 
 _BUDGETS = (0.01, 0.001)
 _FOLDS = 5
@@ -48,7 +55,7 @@ def evaluate(monitor: Monitor, trial: Trial) -> EvaluationSection:
             num_negative=int((own == 0).sum()),
             monitor=figures(own, scores[rows], groups[rows], trial.seed),
             tfidf=None if words is None else figures(own, words[rows], groups[rows], trial.seed),
-            random=_random(own, random[rows]),
+            random=random_summary(paired_aurocs(own, random[rows])),
         )
 
     datasets = np.array([example.dataset for example in acts.examples])
@@ -81,15 +88,8 @@ def figures(labels: Ints, scores: Floats, groups: NDArray[np.str_], seed: int = 
     )
 
 
-def watched_threshold(monitor: Monitor, phase: Phase) -> Threshold | None:
-    """The calibrated threshold of the phase whose budget is nearest to 1 %, if there is one."""
-    thresholds = monitor.calibration.thresholds if monitor.calibration else ()
-    return min((t for t in thresholds if t.phase == phase), key=lambda t: abs(t.fpr - 0.01), default=None)
-
-
 def _scores(monitor: Monitor, acts: Activations, trial: Trial) -> Floats:
-    scorer = Scorer([monitor])
-    found = scorer.maxima(acts, trial.phase) if trial.statistic == "max" else scorer.lasts(acts, trial.phase)
+    found = Scorer([monitor]).statistic(acts, trial.phase, trial.statistic)
     for example, score in zip(acts.examples, found[:, 0], strict=True):
         if not np.isfinite(score):
             told = (
@@ -119,19 +119,7 @@ def _random_scores(monitor: Monitor, trial: Trial) -> Floats:
     drawn = random_monitors(
         pooled, monitor.hook_points[-1], trial.phase, monitor.aggregator, exclude_first=scope, seed=trial.seed
     )
-    scorer = Scorer(drawn)
-    acts = trial.tested
-    return scorer.maxima(acts, trial.phase) if trial.statistic == "max" else scorer.lasts(acts, trial.phase)
-
-
-def _random(labels: Ints, scores: Floats) -> RandomDirections:
-    found = np.array([auroc(labels, column) for column in scores.T]).reshape(-1, 2).max(axis=1)
-    return RandomDirections(
-        num_directions=len(found),
-        mean_auroc=float(found.mean()),
-        p95_auroc=float(np.percentile(found, 95)),
-        best_auroc=float(found.max()),
-    )
+    return Scorer(drawn).statistic(trial.tested, trial.phase, trial.statistic)
 
 
 def _left_out(trial: Trial, strata: dict[str, NDArray[np.intp]]) -> tuple[Stratum, ...]:
@@ -155,7 +143,7 @@ def _left_out(trial: Trial, strata: dict[str, NDArray[np.intp]]) -> tuple[Stratu
             num_negative=int((truth == 0).sum()),
             monitor=figures(truth, _scores(refitted, tested, trial)[rows], tested.groups[rows], trial.seed),
             tfidf=figures(truth, words, tested.groups[rows], trial.seed),
-            random=_random(truth, _random_scores(refitted, trial)[rows]),
+            random=random_summary(paired_aurocs(truth, _random_scores(refitted, trial)[rows])),
         )
         found.append(Stratum(name=str(name), compared=compared))
     return tuple(found)
@@ -163,7 +151,7 @@ def _left_out(trial: Trial, strata: dict[str, NDArray[np.intp]]) -> tuple[Stratu
 
 def _delay(monitor: Monitor, trial: Trial, labels: Ints, scores: Floats) -> tuple[float, ...]:
     """Quartiles, over flagged positives, of how many tokens were read when the score first exceeded the 1 % threshold."""
-    threshold = watched_threshold(monitor, trial.phase)
+    threshold = monitor.calibration.threshold(trial.phase) if monitor.calibration else None
     if threshold is None:
         return ()
     flagged = np.flatnonzero((labels == 1) & (scores > threshold.value))

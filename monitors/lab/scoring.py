@@ -1,7 +1,6 @@
 """Scores of monitors on collected activations, by the very code that scores them in production."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -10,10 +9,10 @@ from numpy.typing import NDArray
 from monitors.bank import Bank
 from monitors.base import Monitor
 from monitors.lab.activations import SHARD, Activations
+from monitors.lab.sections.base import Phase, Statistic
 from monitors.tracker import TrackerPlan
 
 Floats = NDArray[np.float64]
-Phase = Literal["prompt", "response"]
 
 
 class Scorer:
@@ -37,6 +36,10 @@ class Scorer:
     def lasts(self, acts: Activations, phase: Phase) -> Floats:
         """What `last(prompt.x)` or `last(response.x)` comes to: [n_examples, n_monitors]; -inf where nothing was in scope."""
         return self._each(acts, phase, lambda scores: scores[-1])
+
+    def statistic(self, acts: Activations, phase: Phase, statistic: Statistic) -> Floats:
+        """What a policy compares: `maxima` or `lasts`."""
+        return self.maxima(acts, phase) if statistic == "max" else self.lasts(acts, phase)
 
     def _each(self, acts: Activations, phase: Phase, reduce: Callable[[Floats], Floats]) -> Floats:
         found = np.full((len(acts.examples), len(self._bank.monitors)), -np.inf)

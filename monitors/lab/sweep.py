@@ -61,12 +61,7 @@ def cross_validate(
                 progress(done + len(monitors), total)
         by_phase = {recipe.phase for recipe in part}
         scorer = Scorer(monitors)
-        scores = {
-            phase: scorer.maxima(pooled.acts, phase)
-            if statistic == "max"
-            else scorer.lasts(pooled.acts, phase)
-            for phase in by_phase
-        }
+        scores = {phase: scorer.statistic(pooled.acts, phase, statistic) for phase in by_phase}
         for place, (number, recipe) in enumerate(zip(numbers, part, strict=True)):
             columns = place * len(names) + np.searchsorted(names, fold)
             found[number] = scores[recipe.phase][np.arange(len(labels)), columns]

@@ -62,13 +62,13 @@ def calibrate(
         from monitors.lab.calibrating import calibrate as calibrated  # noqa: PLC0415
         from monitors.lab.calibrating import check as checked  # noqa: PLC0415
         from monitors.lab.canaries import make_canary  # noqa: PLC0415
-        from monitors.lab.dataset import Columns, read_dataset  # noqa: PLC0415
+        from monitors.lab.dataset import read_dataset  # noqa: PLC0415
         from server.lab.opened import Opened  # noqa: PLC0415
 
         for budget in fpr or ():
             if not 0 < budget < 1:
                 raise ValueError(f"--fpr {budget}: a share between 0 and 1, such as 0.01")
-        columns = Columns(text_field, label_field, group_field, tuple(positive or ("1", "true")))
+        columns = options.columns(text_field, label_field, group_field, positive)
         every = read_dataset(data, columns)
         examples = benign(every, unlabelled_is_benign=unlabelled_is_benign)
         others = (

@@ -53,7 +53,7 @@ def evaluate(
         from monitors.base import Evidence  # noqa: PLC0415
         from monitors.lab.activations import collect  # noqa: PLC0415
         from monitors.lab.card import CARD_FILE  # noqa: PLC0415
-        from monitors.lab.dataset import Columns, read_dataset  # noqa: PLC0415
+        from monitors.lab.dataset import read_dataset  # noqa: PLC0415
         from monitors.lab.evaluating import Trial  # noqa: PLC0415
         from monitors.lab.evaluating import evaluate as evaluated  # noqa: PLC0415
         from monitors.lab.fitting import check_labels, phase_of  # noqa: PLC0415
@@ -61,7 +61,7 @@ def evaluate(
         from server.lab.fit import checked_phase  # noqa: PLC0415
         from server.lab.opened import Opened  # noqa: PLC0415
 
-        columns = Columns(text_field, label_field, group_field, tuple(positive or ("1", "true")))
+        columns = options.columns(text_field, label_field, group_field, positive)
         examples = read_dataset(data, columns)
         trained = read_dataset(train, columns) if train else None
         for some in (examples, trained or ()):

@@ -7,7 +7,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from server.config import DEMO
 from server.lab import options
 from server.lab.run import progress_bar, told
 
@@ -88,13 +87,13 @@ def fit(
         from monitors.aggregate import AggregatorSpec  # noqa: PLC0415
         from monitors.artifacts import save_monitor  # noqa: PLC0415
         from monitors.lab.card import CARD_FILE, write_card  # noqa: PLC0415
-        from monitors.lab.dataset import Columns, read_dataset  # noqa: PLC0415
+        from monitors.lab.dataset import read_dataset  # noqa: PLC0415
         from monitors.lab.fitting import Search, doubts, fit_monitor  # noqa: PLC0415
         from server.lab.subject import load_subject  # noqa: PLC0415
 
-        columns = Columns(text_field, label_field, group_field, tuple(positive or ("1", "true")))
+        columns = options.columns(text_field, label_field, group_field, positive)
         examples = read_dataset(data, columns)
-        subject = load_subject(model or str(DEMO / "model"), max_tokens=max_tokens)
+        subject = load_subject(model, max_tokens=max_tokens)
         default = ["mean", "ema:0.12"] if subject.is_causal else ["mean"]
         search = Search(
             kinds=tuple(kind or ["logistic"]),

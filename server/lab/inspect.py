@@ -54,9 +54,9 @@ def inspect(
         console = Console(highlight=False)
         _describe(console, reported)
         if data is not None:
-            from monitors.lab.dataset import Columns, read_dataset  # noqa: PLC0415
+            from monitors.lab.dataset import read_dataset  # noqa: PLC0415
 
-            examples = read_dataset(data, Columns(text_field, label_field, group_field))
+            examples = read_dataset(data, options.columns(text_field, label_field, group_field))
             chosen = [one for one in examples if example in {None, one.id}][:1]
             if not chosen:
                 raise ValueError(
@@ -116,7 +116,6 @@ def _thresholds(calibration: "Calibration | None") -> "list[tuple[str, str]]":
 
 def _score(console: Console, folder: Path, model: str | None, example: "Example", cache: Path) -> None:
     from monitors.lab.activations import collect  # noqa: PLC0415
-    from monitors.lab.evaluating import watched_threshold  # noqa: PLC0415
     from monitors.lab.scoring import Scorer  # noqa: PLC0415
     from server.lab.opened import Opened  # noqa: PLC0415
 
@@ -129,7 +128,7 @@ def _score(console: Console, folder: Path, model: str | None, example: "Example"
     for phase, own in (("prompt", texts[: tokens.num_prompt]), ("response", texts[tokens.num_prompt :])):
         scores = running["prompt" if phase == "prompt" else "response"][:, 0].tolist()
         if scores:
-            threshold = watched_threshold(monitor, "prompt" if phase == "prompt" else "response")
+            threshold = monitor.calibration.threshold(phase) if monitor.calibration else None
             console.print(
                 f"\n{phase} of {example.id}: running score, largest {max(scores):.4g}", markup=False
             )

@@ -10,7 +10,6 @@ from monitors.base import Monitor
 from monitors.lab.card import Card, read_card, write_card
 from monitors.lab.sections.base import Section
 from monitors.lab.subject import Subject
-from server.config import DEMO
 from server.lab.subject import load_subject
 
 
@@ -27,7 +26,7 @@ class Opened:
     @classmethod
     def read(cls, folder: Path, model: str | None, max_tokens: int = 512) -> Self:
         """Load both; no model means the demo's. Raises ArtifactError, EngineError or HookPointError."""
-        subject = load_subject(model or str(DEMO / "model"), max_tokens=max_tokens)
+        subject = load_subject(model, max_tokens=max_tokens)
         identity = ModelIdentity(subject.fingerprint, subject.blocks.d_model, len(subject.blocks.layers))
         monitor = load_monitor(folder, identity)
         file = read_json(folder / MONITOR_FILE, folder.parent, MonitorFile)

@@ -1,9 +1,12 @@
 """What the lab's commands are asked with, spelled once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from monitors.lab.dataset import Columns
 
 Model = Annotated[
     str | None, typer.Option("--model", help="Hub id or folder of the model. Default: the demo model.")
@@ -41,3 +44,12 @@ MonitorFolder = Annotated[
     ),
 ]
 DEFAULT_CACHE = Path("var/activations")
+
+
+def columns(
+    text: str, label: str = "label", group: str = "group", positive: list[str] | None = None
+) -> "Columns":
+    """Which fields of a file mean what, as the options say."""
+    from monitors.lab.dataset import Columns  # noqa: PLC0415
+
+    return Columns(text, label, group, tuple(positive) if positive else Columns().positive)

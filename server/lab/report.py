@@ -10,9 +10,10 @@ from server.lab import options
 from server.lab.run import progress_bar, told
 
 if TYPE_CHECKING:
+    from monitors.lab.card import Card
     from monitors.lab.dataset import Example
     from monitors.lab.report import Reported
-    from monitors.lab.scoring import Phase
+    from monitors.lab.sections.base import Phase
 
 
 def report(
@@ -52,13 +53,13 @@ def report(
     """
     with told():
         from monitors.lab.card import REPORT_FILE  # noqa: PLC0415
-        from monitors.lab.dataset import Columns, read_dataset  # noqa: PLC0415
+        from monitors.lab.dataset import read_dataset  # noqa: PLC0415
         from monitors.lab.report import Reported, render  # noqa: PLC0415
 
         if data is None:
             reported = Reported.read(folder)
         else:
-            columns = Columns(text_field, label_field, group_field, tuple(positive or ("1", "true")))
+            columns = options.columns(text_field, label_field, group_field, positive)
             examples = [e for e in read_dataset(data, columns) if e.label is not None]
             if not examples:
                 raise ValueError(f"{', '.join(map(str, data))}: no labelled examples; give some with 'label'")
@@ -82,17 +83,23 @@ def _with_examples(
 
     opened = Opened.read(folder, model)
     subject, monitor = opened.subject, opened.monitor
-    thresholds = monitor.calibration.thresholds if monitor.calibration else ()
-    usable = [t for t in thresholds if t.phase != "conversation"]
-    if not usable:
+    phase = phase_shown(opened.card)
+    threshold = monitor.calibration.threshold(phase) if monitor.calibration else None
+    if threshold is None:
         raise ValueError(
-            f"{folder}: not calibrated, so that nothing tells what it would flag; run: interlock monitor calibrate {folder} --data …"
+            f"{folder}: its {phase} is not calibrated, so that nothing tells what it would flag; run: "
+            f"interlock monitor calibrate {folder} --data …"
         )
-    threshold = min(usable, key=lambda t: abs(t.fpr - 0.01))
     with progress_bar("activations") as progress:
         acts = collect(subject, examples, monitor.hook_points, cache, progress=progress)
     if subject.token_texts is None:
         raise ValueError(f"{subject.name}: its tokens can't be shown as text")
-    phase: Phase = "prompt" if threshold.phase == "prompt" else "response"
     shown = heat_examples(monitor, acts, phase, threshold.value, subject.token_texts, num_each=num_each)
     return Reported.read(folder, shown, threshold.value)
+
+
+def phase_shown(card: "Card") -> "Phase":
+    """The one that the monitor was fitted for, or at least calibrated on."""
+    if card.fit is not None:
+        return card.fit.recipe.phase
+    return card.calibration.phase if card.calibration is not None else "prompt"

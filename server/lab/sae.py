@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.config import DEMO
 from server.lab import options
 from server.lab.run import progress_bar, told
 
@@ -86,7 +85,7 @@ def check(
         sae, sha256 = open_sae(folder, sae_format)
         published = Published(sae.published_l0 if published_l0 is None else published_l0, published_ev)
         examples = read_plain(data, text_field)
-        subject = load_subject(model or str(DEMO / "model"), max_tokens=max_tokens)
+        subject = load_subject(model, max_tokens=max_tokens)
         check_layer(subject, sae.hook_point.layer)
         points = neighbours(sae.hook_point, len(subject.blocks.layers))
         with progress_bar("activations") as progress:
@@ -147,9 +146,9 @@ def read_plain(
     paths: list[Path], text_field: str, label_field: str = "label", positive: list[str] | None = None
 ) -> "tuple[Example, ...]":
     """Texts: one per line of a .txt, or the examples of .jsonl and .csv files. Raises DatasetError."""
-    from monitors.lab.dataset import Columns, DatasetError, Example, read_dataset  # noqa: PLC0415
+    from monitors.lab.dataset import DatasetError, Example, read_dataset  # noqa: PLC0415
 
-    columns = Columns(text_field, label_field, positive=tuple(positive or ("1", "true")))
+    columns = options.columns(text_field, label_field, positive=positive)
     examples: list[Example] = []
     for path in paths:
         if path.suffix == ".txt":

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from server.config import DEMO
 from server.lab import options
 from server.lab.run import progress_bar, told
 from server.lab.sae import Format, PlainText, SaeFolder, check_layer, read_plain
@@ -56,7 +55,7 @@ def fit(
             raise ValueError(f"--kind {kind!r}: known are batchtopk, jumprelu")
         point = HookPoint.parse(layer)
         examples = read_plain(data, text_field)
-        subject = load_subject(model or str(DEMO / "model"), max_tokens=max_tokens)
+        subject = load_subject(model, max_tokens=max_tokens)
         check_layer(subject, point.layer)
         settings = Settings(
             _width(width, subject.blocks.d_model),
@@ -129,7 +128,7 @@ def features(
 
         sae, sha256 = open_sae(folder, sae_format)
         examples = read_plain(data, text_field, label_field, positive)
-        subject = load_subject(model or str(DEMO / "model"), max_tokens=max_tokens)
+        subject = load_subject(model, max_tokens=max_tokens)
         check_layer(subject, sae.hook_point.layer)
         if subject.token_texts is None:
             raise ValueError(f"{subject.name}: its tokens can't be shown as text; give --top 0")

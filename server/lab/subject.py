@@ -11,20 +11,25 @@ from monitors.fingerprint import model_fingerprint
 from monitors.hook_points import find_layers
 from monitors.lab.dataset import Example
 from monitors.lab.subject import Subject, Tokens
+from server.config import DEMO
 from server.engines.base import EngineError
 from server.engines.transformers.model import load_model
 from server.tokenizer import ModelTokenizer
 
 
 def load_subject(
-    source: str,
+    source: str | None,
     *,
     device: str = "auto",
     dtype: str = "auto",
     layers_path: str | None = None,
     max_tokens: int = 512,
 ) -> Subject:
-    """Load a causal language model, or an encoder (to measure on). Raises EngineError or HookPointError."""
+    """Load a causal language model, or an encoder (to measure on). No source means the demo model.
+
+    Raises EngineError or HookPointError.
+    """
+    source = source or str(DEMO / "model")
     transformers_logging.disable_progress_bar()
     if _is_causal(source):
         loaded = load_model(source, device=device, dtype=dtype, layers_path=layers_path)

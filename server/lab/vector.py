@@ -7,7 +7,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from server.config import DEMO
 from server.lab import options
 from server.lab.run import progress_bar, told
 from server.lab.verify import (
@@ -92,14 +91,13 @@ def fit(
     """
     with told():
         from monitors.artifacts import save_vector  # noqa: PLC0415
-        from monitors.lab.dataset import Columns  # noqa: PLC0415
         from monitors.lab.vectors import VectorSearch, best, search  # noqa: PLC0415
         from server.lab.subject import load_subject  # noqa: PLC0415
 
         how = _method(method)
-        columns = Columns(text_field, label_field, group_field, tuple(positive or ("1", "true")))
+        columns = options.columns(text_field, label_field, group_field, positive)
         subjects = read_subjects(columns, data, neutral=neutral)
-        subject = load_subject(model or str(DEMO / "model"), max_tokens=max_tokens)
+        subject = load_subject(model, max_tokens=max_tokens)
         measured, _ = measures(behaviour, "", subject, subjects)
         wanted = VectorSearch(
             name,
@@ -173,15 +171,14 @@ def verify(
         from monitors.lab.card import CARD_FILE, Card, read_card, write_card  # noqa: PLC0415
         from monitors.lab.causal import FULL, QUICK, Verification  # noqa: PLC0415
         from monitors.lab.causal import verify as verified  # noqa: PLC0415
-        from monitors.lab.dataset import Columns  # noqa: PLC0415
         from monitors.lab.recipes import Recipe  # noqa: PLC0415
         from monitors.lab.vectors import probe_of  # noqa: PLC0415
         from server.lab.subject import load_subject  # noqa: PLC0415
 
         pooling = _pooling(tokens)
-        columns = Columns(text_field, label_field, group_field, tuple(positive or ("1", "true")))
+        columns = options.columns(text_field, label_field, group_field, positive)
         subjects = read_subjects(columns, data, train=train, neutral=neutral, harmful=harmful)
-        subject = load_subject(model or str(DEMO / "model"), max_tokens=max_tokens)
+        subject = load_subject(model, max_tokens=max_tokens)
         identity = ModelIdentity(subject.fingerprint, subject.blocks.d_model, len(subject.blocks.layers))
         vector = load_vector(folder, identity)
         probe = probe_of(vector, pooling)

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from server.config import DEMO
 from server.lab import options
 from server.lab.run import told
 
@@ -39,7 +38,7 @@ def import_vector(
         from monitors.imports.vectors import import_vector as imported  # noqa: PLC0415
         from server.lab.subject import load_subject  # noqa: PLC0415
 
-        subject = load_subject(model or str(DEMO / "model"))
+        subject = load_subject(model)
         vector = imported(
             file,
             name=name or out.name,

@@ -106,11 +106,10 @@ def verify(
         from monitors.lab.card import CARD_FILE  # noqa: PLC0415
         from monitors.lab.causal import FULL, QUICK, Verification  # noqa: PLC0415
         from monitors.lab.causal import verify as verified  # noqa: PLC0415
-        from monitors.lab.dataset import Columns  # noqa: PLC0415
         from monitors.lab.recipes import Recipe  # noqa: PLC0415
         from server.lab.opened import Opened  # noqa: PLC0415
 
-        columns = Columns(text_field, label_field, group_field, tuple(positive or ("1", "true")))
+        columns = options.columns(text_field, label_field, group_field, positive)
         subjects = read_subjects(columns, data, train=train, neutral=neutral, harmful=harmful, masked=masked)
         opened = Opened.read(folder, model, max_tokens)
         subject, monitor, card = opened.subject, opened.monitor, opened.card

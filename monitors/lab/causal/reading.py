@@ -7,11 +7,11 @@ import numpy as np
 from scipy.stats import rankdata
 
 from monitors.base import Monitor
-from monitors.lab.baselines import random_monitors, tfidf
+from monitors.lab.baselines import random_monitors, random_summary, tfidf
 from monitors.lab.pooling import Pooled
 from monitors.lab.recipes import Recipe, fit
 from monitors.lab.scoring import Scorer
-from monitors.lab.sections.base import RandomDirections, Statistic
+from monitors.lab.sections.base import Statistic
 from monitors.lab.sections.causal import Read
 from monitors.lab.statistics import Floats, Ints, auroc, auroc_interval
 from monitors.types import HookPoint
@@ -70,12 +70,7 @@ def read(
     words = tfidf(split.select.acts.examples, select_labels, test.acts.examples)
     return Read(
         auroc=own,
-        random=RandomDirections(
-            num_directions=len(random),
-            mean_auroc=float(random.mean()),
-            p95_auroc=float(np.percentile(random, 95)),
-            best_auroc=float(random.max()),
-        ),
+        random=random_summary(random),
         random_percentile=float((random <= own.value).mean()),
         sham_aurocs=tuple(sham_aurocs.tolist()),
         sham_percentile=beaten(labels, scores[:, 0], sham_scores),
@@ -135,12 +130,7 @@ def _random(recipe: Recipe, test: Pooled, *, statistic: Statistic, num_draws: in
 
 
 def _scores(monitors: Sequence[Monitor], pooled: Pooled, recipe: Recipe, statistic: Statistic) -> Floats:
-    scorer = Scorer(monitors)
-    return (
-        scorer.maxima(pooled.acts, recipe.phase)
-        if statistic == "max"
-        else scorer.lasts(pooled.acts, recipe.phase)
-    )
+    return Scorer(monitors).statistic(pooled.acts, recipe.phase, statistic)
 
 
 def _either_sign(found: Floats) -> Floats:

@@ -7,7 +7,8 @@ import numpy as np
 
 from monitors.base import Monitor
 from monitors.lab.activations import Activations
-from monitors.lab.scoring import Floats, Phase, Scorer
+from monitors.lab.scoring import Floats, Scorer
+from monitors.lab.sections.base import Phase
 
 _OUTCOMES = {(1, True): "caught", (1, False): "missed", (0, True): "false alarm", (0, False): "passed"}
 

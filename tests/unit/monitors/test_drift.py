@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from monitors.base import Calibration, Reference, Threshold
-from monitors.drift import Alarm, ScoreDrift, population_stability, watched_threshold
+from monitors.drift import Alarm, ScoreDrift, population_stability
 
 LEVELS = np.linspace(0, 1, 21)
 
@@ -103,8 +104,11 @@ def test_too_few_requests_give_no_figure_and_failures_are_left_out():
 def test_the_threshold_nearest_to_one_percent_is_watched():
     thresholds = tuple(threshold(fpr, 1 - fpr) for fpr in (0.05, 0.01, 0.001))
     calibration = Calibration(5000, 0.95, thresholds)
-    assert watched_threshold(calibration, "prompt").fpr == 0.01
-    assert watched_threshold(calibration, "response") is None
+    assert calibration.threshold("prompt", certified=True).fpr == 0.01
+    assert calibration.threshold("response", certified=True) is None
+    uncertified = Calibration(50, 0.95, (*thresholds[::2], replace(thresholds[1], certified=False)))
+    assert uncertified.threshold("prompt", certified=True).fpr == 0.05
+    assert uncertified.threshold("prompt").fpr == 0.01
 
 
 def test_a_reference_must_rise():

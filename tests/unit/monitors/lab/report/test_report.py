@@ -9,10 +9,11 @@ import pytest
 
 from monitors.artifacts import ArtifactError, save_monitor
 from monitors.base import Monitor
-from monitors.lab.card import CARD_FILE, read_card, write_card
+from monitors.lab.card import CARD_FILE, Card, read_card, write_card
 from monitors.lab.report import Reported, render
 from monitors.lab.report.heat import HeatExample, HeatToken
 from monitors.types import CausalVerdict
+from server.lab.report import phase_shown
 from tests.unit.monitors.lab.report import cards
 
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)
@@ -141,3 +142,11 @@ def test_a_folder_that_holds_no_monitor_is_refused(tmp_path: Path):
 def test_roc_points_of_the_sample_card_rise():
     roc = np.array(cards.figures(2.0, 1).roc)
     assert (np.diff(roc, axis=0) >= 0).all()
+
+
+def test_examples_are_shown_in_the_phase_that_the_monitor_is_for():
+    fitted = cards.fit("0" * 64)
+    for_replies = fitted.model_copy(update={"recipe": fitted.recipe.model_copy(update={"phase": "response"})})
+    card = Card(monitor="m", fingerprint="f", fit=for_replies, calibration=cards.calibration("0" * 64))
+    assert phase_shown(card) == "response"
+    assert phase_shown(card.model_copy(update={"fit": None})) == "prompt"  # as calibrated
