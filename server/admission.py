@@ -22,6 +22,13 @@ from server.service import Service
 from server.tokenizer import PromptError
 
 _MOST_CHARACTERS_PER_TOKEN = 16  # no tokenizer packs more of real text into its context
+_PARAMS = {
+    "chat": "messages",
+    "completions": "prompt",
+    "responses": "input",
+    "messages": "messages",
+    "moderations": "input",
+}  # by endpoint: the field that holds the prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,7 @@ class Admitted:
     created: int  # Unix seconds
     policy: Policy  # kept until the request ends, whatever is reloaded meanwhile
     subject: Subject
+    param: str  # the field that holds the prompt
     num_prompt_tokens: int
     choices: tuple[Choice, ...]
 
@@ -52,15 +60,16 @@ class Admission:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def chat(self, body: ChatRequest, request_id: str) -> Admitted:
-        """Raises ApiError."""
+    async def chat(self, body: ChatRequest, request_id: str, endpoint: str = "chat") -> Admitted:
+        """A conversation, by whichever endpoint it came. Raises ApiError."""
         self._check(body)
-        self._check_characters(sum(len(message.text) for message in body.messages), "messages")
+        param = _PARAMS[endpoint]
+        self._check_characters(sum(len(message.text) for message in body.messages), param)
         messages = [{"role": _role(message.role), "content": message.text} for message in body.messages]
         try:
             prompt = await to_thread.run_sync(self._service.tokenizer.chat, messages)
         except PromptError as error:
-            raise bad_request(str(error), "messages") from error
+            raise bad_request(str(error), param) from error
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         max_tokens = body.max_completion_tokens or body.max_tokens
         n = body.n or 1
@@ -71,7 +80,7 @@ class Admission:
         turn = sum(message.role == "user" for message in body.messages)
         text = partial(PromptText.chat, messages)
         return self._admit(
-            "chat",
+            endpoint,
             body,
             request_id,
             [_Job(prompt, text, lambda: messages, sampling) for sampling in samplings],
@@ -151,7 +160,7 @@ class Admission:
         jobs: Sequence[_Job],
         turn: int = 1,
     ) -> Admitted:
-        param = "messages" if endpoint == "chat" else "prompt"
+        param = _PARAMS[endpoint]
         for job in jobs:
             self._check_length(len(job.prompt), job.sampling.max_tokens, param)
         service = self._service
@@ -159,7 +168,7 @@ class Admission:
         subject = Subject(
             model=service.engine.info.model_id,
             endpoint=endpoint,
-            request_id=request_id,
+            request_id=body.request_id or request_id,
             metadata=dict(body.metadata or {}),
             turn=turn,
         )
@@ -181,7 +190,9 @@ class Admission:
         )
         prompts = {id(job.prompt): len(job.prompt) for job in jobs}  # choices of one prompt share it
         num_prompt = sum(prompts.values())
-        return Admitted(decision_id, int(now.timestamp()), in_force.policy, subject, num_prompt, choices)
+        return Admitted(
+            decision_id, int(now.timestamp()), in_force.policy, subject, param, num_prompt, choices
+        )
 
     def _choice(
         self,

@@ -38,7 +38,7 @@ _DECIDE_S = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.
 _SCORE = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 _TOKENS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
-ENDPOINTS = ("chat", "completions")
+ENDPOINTS = ("chat", "completions", "responses", "messages", "moderations")
 OUTCOMES = ("allowed", "annotated", "steered", "replaced", "blocked", "cancelled", "error", "shed")
 
 

@@ -8,7 +8,8 @@ from starlette.responses import Response
 
 from server.admission import Admission, Admitted
 from server.api.errors import Body
-from server.api.reply import Reply, Result
+from server.api.reply import ChunkRenderer, Reply, Usage
+from server.api.running import Result
 from server.api.schema import ChatRequest
 from server.engines.base import Token, TokenLogprob
 from server.pipeline import Closed, Delta, Event, Opened, Said
@@ -21,17 +22,32 @@ router = APIRouter()
 async def create(body: ChatRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     admitted = await Admission(service).chat(body, request.state.request_id)
-    renderer = ChatRenderer(service, admitted, logprobs=bool(body.logprobs))
-    return Reply(service, admitted, renderer, stream=bool(body.stream), usage=body.include_usage)
+    renderer = ChatRenderer(
+        service,
+        admitted,
+        logprobs=bool(body.logprobs),
+        include_usage=body.include_usage,
+        obfuscates=body.obfuscates,
+    )
+    return Reply(service, admitted, renderer, stream=bool(body.stream))
 
 
-class ChatRenderer:
+class ChatRenderer(ChunkRenderer):
     """The shapes of `chat.completion` and `chat.completion.chunk`."""
 
-    def __init__(self, service: Service, admitted: Admitted, *, logprobs: bool) -> None:
+    def __init__(
+        self,
+        service: Service,
+        admitted: Admitted,
+        *,
+        logprobs: bool,
+        include_usage: bool,
+        obfuscates: bool,
+    ) -> None:
+        super().__init__(include_usage=include_usage, obfuscates=obfuscates)
         self._logprobs = logprobs
-        self._id = f"chatcmpl-{admitted.decision_id}"
         self._common = {
+            "id": f"chatcmpl-{admitted.decision_id}",
             "created": admitted.created,
             "model": admitted.subject.model,
             "system_fingerprint": service.system_fingerprint(admitted.policy),
@@ -40,44 +56,38 @@ class ChatRenderer:
     def chunks(self, index: int, event: Event, result: Result) -> Iterable[Body]:
         match event:
             case Opened():
-                yield self._chunk(index, {"role": "assistant", "content": ""})
+                yield self._of_choice(index, {"role": "assistant", "content": ""})
             case Delta(tokens):
                 logprobs = _logprobs(tokens) if self._logprobs else None
                 if event.text or logprobs:
-                    yield self._chunk(index, {"content": event.text}, logprobs=logprobs)
+                    yield self._of_choice(index, {"content": event.text}, logprobs=logprobs)
             case Said(text, refusal):
                 opening = {} if result.opened else {"role": "assistant"}
-                yield self._chunk(index, {**opening, "refusal" if refusal else "content": text})
+                yield self._of_choice(index, {**opening, "refusal" if refusal else "content": text})
             case Closed():
-                yield self._chunk(index, {}, finish=result.finish_reason)
+                yield self._of_choice(index, {}, finish=result.finish_reason)
 
-    def _chunk(
+    def _of_choice(
         self, index: int, delta: Body, *, logprobs: Body | None = None, finish: str | None = None
     ) -> Body:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return {"id": self._id, "object": "chat.completion.chunk", **self._common, "choices": [choice]}
+        return self.chunk([choice])
 
-    def usage_chunk(self, usage: Body) -> Body:
-        return {
-            "id": self._id,
-            "object": "chat.completion.chunk",
-            **self._common,
-            "choices": [],
-            "usage": usage,
-        }
+    def chunk(self, choices: list[Body]) -> Body:
+        return {**self._common, "object": "chat.completion.chunk", "choices": choices}
 
-    def whole(self, results: list[Result], usage: Body) -> Body:
+    def whole(self, results: list[Result], usage: Usage, extension: Body) -> Body:
         choices = [self._choice(index, result) for index, result in enumerate(results)]
         return {
-            "id": self._id,
-            "object": "chat.completion",
             **self._common,
+            "object": "chat.completion",
             "choices": choices,
-            "usage": usage,
+            "usage": usage.openai,
+            **extension,
         }
 
     def _choice(self, index: int, result: Result) -> Body:
-        content: str | None = "".join(token.text for token in result.tokens)
+        content: str | None = result.text
         refusal: str | None = None
         logprobs = _logprobs(result.tokens) if self._logprobs else None
         finish = result.finish_reason
@@ -85,8 +95,8 @@ class ChatRenderer:
             content, logprobs = result.said.text, None
         if finish == "content_filter":
             content, logprobs = None, None
-            refusal = result.said.text if result.said else "This reply was withheld by policy."
-        message = {"role": "assistant", "content": content, "refusal": refusal}
+            refusal = result.refusal
+        message: Body = {"role": "assistant", "content": content, "refusal": refusal, "annotations": []}
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish}
 
 

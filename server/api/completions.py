@@ -7,7 +7,8 @@ from starlette.responses import Response
 
 from server.admission import Admission, Admitted
 from server.api.errors import Body
-from server.api.reply import Reply, Result
+from server.api.reply import ChunkRenderer, Reply, Usage
+from server.api.running import Result
 from server.api.schema import CompletionRequest
 from server.engines.base import StepOutput, Token, TokenLogprob
 from server.pipeline import Closed, Delta, Event, Opened, Said
@@ -20,14 +21,31 @@ router = APIRouter()
 async def create(body: CompletionRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     admitted = await Admission(service).completions(body, request.state.request_id)
-    renderer = CompletionRenderer(service, admitted, echo=body.echo, logprobs=body.logprobs is not None)
-    return Reply(service, admitted, renderer, stream=bool(body.stream), usage=body.include_usage)
+    renderer = CompletionRenderer(
+        service,
+        admitted,
+        echo=body.echo,
+        logprobs=body.logprobs is not None,
+        include_usage=body.include_usage,
+        obfuscates=body.obfuscates,
+    )
+    return Reply(service, admitted, renderer, stream=bool(body.stream))
 
 
-class CompletionRenderer:
+class CompletionRenderer(ChunkRenderer):
     """The shape of `text_completion`, which streamed chunks share."""
 
-    def __init__(self, service: Service, admitted: Admitted, *, echo: bool, logprobs: bool) -> None:
+    def __init__(
+        self,
+        service: Service,
+        admitted: Admitted,
+        *,
+        echo: bool,
+        logprobs: bool,
+        include_usage: bool,
+        obfuscates: bool,
+    ) -> None:
+        super().__init__(include_usage=include_usage, obfuscates=obfuscates)
         self._service = service
         self._admitted = admitted
         self._echo = echo
@@ -45,28 +63,25 @@ class CompletionRenderer:
         match event:
             case Opened(step):
                 if self._echo:
-                    yield self._chunk(index, self._prompt_text(index), self._prompt_logprobs(index, step))
+                    yield self._of_choice(index, self._prompt_text(index), self._prompt_logprobs(index, step))
             case Delta(tokens):
-                yield self._chunk(index, event.text, self._token_logprobs(tokens, self._offsets[index]))
+                yield self._of_choice(index, event.text, self._token_logprobs(tokens, self._offsets[index]))
             case Said(text, refusal):
                 if not refusal:
-                    yield self._chunk(index, text, None)
+                    yield self._of_choice(index, text, None)
             case Closed():
-                yield self._chunk(index, "", None, finish=result.finish_reason)
+                yield self._of_choice(index, "", None, finish=result.finish_reason)
 
-    def _chunk(self, index: int, text: str, logprobs: Body | None, *, finish: str | None = None) -> Body:
+    def _of_choice(self, index: int, text: str, logprobs: Body | None, *, finish: str | None = None) -> Body:
         self._offsets[index] += len(text)
-        return {
-            **self._common,
-            "choices": [{"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}],
-        }
+        return self.chunk([{"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}])
 
-    def usage_chunk(self, usage: Body) -> Body:
-        return {**self._common, "choices": [], "usage": usage}
+    def chunk(self, choices: list[Body]) -> Body:
+        return {**self._common, "choices": choices}
 
-    def whole(self, results: list[Result], usage: Body) -> Body:
+    def whole(self, results: list[Result], usage: Usage, extension: Body) -> Body:
         choices = [self._choice(index, result) for index, result in enumerate(results)]
-        return {**self._common, "choices": choices, "usage": usage}
+        return {**self._common, "choices": choices, "usage": usage.openai, **extension}
 
     def _choice(self, index: int, result: Result) -> Body:
         text, logprobs = "", None
@@ -76,7 +91,7 @@ class CompletionRenderer:
             text, logprobs = text + result.said.text, None
         else:
             logprobs = _joined(logprobs, self._token_logprobs(result.tokens, len(text)))
-            text += "".join(token.text for token in result.tokens)
+            text += result.text
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": result.finish_reason}
 
     def _prompt_text(self, index: int) -> str:

@@ -10,7 +10,7 @@ ApiError
  `-- internal           500 internal_error
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.api.fields import REFUSED
 from server.engines.base import EngineBusy, EngineDead, EngineError, RequestRefused
 from server.pipeline import LeakPreventedError
 
@@ -129,10 +130,26 @@ def from_validation(error: RequestValidationError) -> ApiError:
     problems = error.errors()
     if problems[0]["type"] == "json_invalid":
         return bad_request("the body is not valid JSON")
-    named = [f"{_place(problem['loc']) or 'body'}: {problem['msg']}" for problem in problems[:_MAX_REPORTED]]
+    named = [_told(problem) for problem in problems[:_MAX_REPORTED]]
     if len(problems) > _MAX_REPORTED:
         named.append(f"and {len(problems) - _MAX_REPORTED} more")
-    return bad_request("; ".join(named)[:1000], param=_place(problems[0]["loc"]) or None)
+    return bad_request("; ".join(named)[:1000], param=_param(problems[0]))
+
+
+def _param(problem: Mapping[str, Any]) -> str | None:
+    """The field that is wrong, in dots: by its place, and by name where a check of the whole object names it."""
+    place = _place(problem["loc"])
+    if problem["type"] != REFUSED:
+        return place or None
+    name = str(problem["ctx"]["field"])
+    return f"{place}.{name}" if place else name
+
+
+def _told(problem: Mapping[str, Any]) -> str:
+    place = _place(problem["loc"])
+    if problem["type"] == REFUSED and not place:
+        return str(problem["msg"])
+    return f"{place or 'body'}: {problem['msg']}"
 
 
 _OPEN_KEYS = frozenset({"logit_bias", "metadata"})  # dicts whose keys are the client's own
@@ -144,10 +161,15 @@ def _place(loc: Sequence[int | str]) -> str:
     return f"{parts[0]}.*" if parts and parts[0] in _OPEN_KEYS and len(parts) > 1 else ".".join(parts)[:200]
 
 
-async def handle_api_error(_: Request, error: Exception) -> Response:
-    return from_failure(error).response()
+def respond(path: str, error: ApiError) -> Response:
+    """The answer that tells of an error, in the shape of the surface that was asked."""
+    return error.response()
 
 
-async def handle_validation_error(_: Request, error: Exception) -> Response:
+async def handle_api_error(request: Request, error: Exception) -> Response:
+    return respond(request.url.path, from_failure(error))
+
+
+async def handle_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for this type only
-    return from_validation(error).response()
+    return respond(request.url.path, from_validation(error))

@@ -1,11 +1,23 @@
 """The part of the OpenAI request schema that is served. A field that would change the meaning is honoured or refused by name."""
 
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
+from server.api.fields import (
+    GENERATION,
+    EndUser,
+    Metadata,
+    StreamOptions,
+    Text,
+    encodable,
+    is_set,
+    num_unknown,
+    refuse_foreign,
+    refuse_unserved,
+    refused,
+)
 from server.engines.base import SamplingParams
 
 MAX_CHOICES = 16  # of one request: n times the number of prompts
@@ -13,93 +25,7 @@ MAX_MESSAGES = 4096
 _INT32 = 2**31 - 1
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _STRICT = ConfigDict(extra="forbid", frozen=True)
-
-_Refusable = Callable[[Any], bool]
-
-
-def _is_set(value: Any) -> bool:
-    return bool(value)
-
-
-def _is_unsupported_format(value: Any) -> bool:
-    return not (isinstance(value, dict) and value.get("type") == "text")
-
-
-# fields that are known, change what is answered, and are not served: refused unless they ask for nothing
-_REFUSED: Mapping[str, _Refusable] = {
-    **dict.fromkeys(
-        (
-            "tools",
-            "functions",
-            "audio",
-            "prediction",
-            "web_search_options",
-            "guided_json",
-            "guided_regex",
-            "guided_choice",
-            "guided_grammar",
-            "structured_outputs",
-            "continue_final_message",
-            "prompt_embeds",
-            "use_beam_search",
-            "min_tokens",
-            "moderation",
-            "chat_template",
-            "chat_template_kwargs",
-            "documents",
-            "include_stop_str_in_output",
-            "bad_words",
-            "allowed_token_ids",
-            "return_token_ids",
-            "truncate_prompt_tokens",
-            "cache_salt",
-            "reasoning_effort",
-        ),
-        _is_set,
-    ),
-    "response_format": _is_unsupported_format,
-    "modalities": lambda value: value != ["text"],
-    "tool_choice": lambda value: value not in {"none", "auto"},
-    "function_call": lambda value: value not in {"none", "auto"},
-    "add_generation_prompt": lambda value: value is not True,
-    "skip_special_tokens": lambda value: value is not True,
-    "length_penalty": lambda value: value != 1,
-}
-
-# fields that are known and don't change what this server answers
-_ACCEPTED = frozenset(
-    {
-        "user",
-        "safety_identifier",
-        "store",
-        "service_tier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "parallel_tool_calls",
-        "verbosity",
-        "priority",
-        "request_id",
-    }
-)
-
-
-def _encodable(text: str) -> str:
-    """JSON can spell half a surrogate pair, which is no text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("is not valid Unicode text") from error
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
 _StopString = Annotated[Text, Field(min_length=1, max_length=256)]
-
-
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    include_usage: bool = False
 
 
 class TextPart(BaseModel):
@@ -109,24 +35,62 @@ class TextPart(BaseModel):
     text: Text
 
 
+class RefusalPart(BaseModel):
+    """What a reply that was withheld said instead, sent back as history."""
+
+    model_config = _STRICT
+
+    type: Literal["refusal"]
+    refusal: Text
+
+    @property
+    def text(self) -> str:
+        return self.refusal
+
+
+# of messages: known and not served, refused unless empty
+_OF_MESSAGES = dict.fromkeys(
+    (
+        "name",
+        "tool_calls",
+        "tool_call_id",
+        "function_call",
+        "audio",
+        "reasoning",
+        "reasoning_content",
+        "prefix",
+    ),
+    is_set,
+)
+_Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
+
+
 class ChatMessage(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
-    tool_calls: None = None  # a history that calls tools would lose its meaning
+    content: Text | Annotated[list[_Part], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
+    refusal: Text | None = None
+
+    @model_validator(mode="after")
+    def _refuse_what_is_not_served(self) -> Self:
+        refuse_unserved(self.model_extra, _OF_MESSAGES)
+        return self
 
     @property
     def text(self) -> str:
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
-        return self.content or ""
+        return self.content or self.refusal or ""
 
 
 class GenerationRequest(BaseModel):
     """What chat and completions share."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+
+    path: ClassVar[str]
+    foreign: ClassVar[tuple[str, ...]]  # fields of other endpoints, which this one would have to ignore
 
     model: str
     temperature: Annotated[_Finite, Field(ge=0, le=2)] | None = None
@@ -146,16 +110,15 @@ class GenerationRequest(BaseModel):
     ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = (
-        Field(default=None, max_length=16)
-    )
+    metadata: Metadata | None = None
+    user: EndUser | None = None
+    safety_identifier: EndUser | None = None
+    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None  # vLLM's
 
     @model_validator(mode="after")
     def _refuse_what_is_not_served(self) -> Self:
-        for name, asks_for_something in _REFUSED.items():
-            value = (self.model_extra or {}).get(name)
-            if value is not None and asks_for_something(value):
-                raise ValueError(f"{name} is not supported by this server")
+        refuse_unserved(self.model_extra, GENERATION)
+        refuse_foreign(self.model_extra, self.foreign, self.path)
         if isinstance(self.stop, list) and len(self.stop) > 4:  # noqa: PLR2004  # OpenAI's limit
             raise ValueError("stop takes at most 4 strings")
         if self.stream_options is not None and not self.stream:
@@ -164,14 +127,16 @@ class GenerationRequest(BaseModel):
 
     @property
     def num_unknown_fields(self) -> int:
-        return len(set(self.model_extra or ()) - _ACCEPTED - set(_REFUSED))
+        return num_unknown(self.model_extra, GENERATION, self.foreign)
 
     @property
     def end_user(self) -> str:
         """The client's name for its own user; "" if there is none."""
-        extra = self.model_extra or {}
-        name = extra.get("safety_identifier") or extra.get("user")
-        return name if isinstance(name, str) else ""
+        return self.safety_identifier or self.user or ""
+
+    @property
+    def obfuscates(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_obfuscation)
 
     @property
     def include_usage(self) -> bool:
@@ -208,6 +173,9 @@ class GenerationRequest(BaseModel):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
+    path = "/v1/chat/completions"
+    foreign = ("prompt", "echo", "suffix", "best_of")
+
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1, le=_INT32)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=_INT32)] | None = None
@@ -224,7 +192,7 @@ class ChatRequest(GenerationRequest):
 def _prompt(value: Any) -> str | list[str] | list[int] | list[list[int]]:
     """One or more prompts, each a text or token ids. The first item says which; the first wrong one ends the check."""
     if isinstance(value, str):
-        return _encodable(value)
+        return encodable(value)
     if not isinstance(value, list) or not value:
         raise ValueError(
             "must be a text, a list of texts, a list of token ids or a list of such lists, and not empty"
@@ -236,7 +204,7 @@ def _prompt(value: Any) -> str | list[str] | list[int] | list[list[int]]:
     if isinstance(value[0], str):
         if not all(isinstance(item, str) for item in value):
             raise ValueError("mixes texts with something else")
-        return [_encodable(item) for item in value]
+        return [encodable(item) for item in value]
     return [_ids(item) for item in value]
 
 
@@ -257,6 +225,9 @@ def _choice_seed(seed: int, choice: int) -> int:
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
+    path = "/v1/completions"
+    foreign = ("messages", "max_completion_tokens", "top_logprobs")
+
     prompt: Annotated[Text | list[str] | list[int] | list[list[int]], PlainValidator(_prompt)]
     max_tokens: Annotated[int, Field(ge=0, le=_INT32)] | None = 16  # OpenAI's default
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -267,9 +238,9 @@ class CompletionRequest(GenerationRequest):
     @model_validator(mode="after")
     def _refuse_legacy(self) -> Self:
         if self.suffix:
-            raise ValueError("suffix is not supported by this server")
+            raise refused("suffix")
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError("best_of is not supported by this server")
+            raise refused("best_of", "it may only equal n")
         return self
 
     @property

@@ -1,0 +1,172 @@
+"""The choices of an admitted request, run side by side through the guarded pipeline; cancelled when the client goes away.
+
+Every route that runs the model answers with a `GuardedResponse`, and nothing else calls the pipeline.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+
+import anyio
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from guard.types import Phase, Stop, StopReason
+from server.admission import Admitted
+from server.api.errors import Body
+from server.engines.base import FinishReason, StepOutput, Token
+from server.pipeline import Choice, Closed, Delta, Event, Opened, Said, guarded
+from server.service import Service
+
+_BUFFERED_EVENTS = 64  # per request, between the pipelines and the socket
+
+
+@dataclass(slots=True)
+class Result:
+    """What has become of one choice so far."""
+
+    opened: StepOutput | None = None
+    tokens: list[Token] = field(default_factory=list)
+    said: Said | None = None
+    closed: Closed | None = None
+
+    def take(self, event: Event) -> None:
+        match event:
+            case Opened(step):
+                self.opened = step
+            case Delta(tokens):
+                self.tokens.extend(tokens)
+            case Said():
+                self.said = event
+            case Closed():
+                self.closed = event
+
+    @property
+    def text(self) -> str:
+        """What the model said and may be shown."""
+        return "".join(token.text for token in self.tokens)
+
+    @property
+    def decided(self) -> bool:
+        """Whether the prompt was decided on."""
+        return self.opened is not None or self.closed is not None
+
+    @property
+    def finish_reason(self) -> str:
+        """In OpenAI's words."""
+        assert self.closed is not None, "asked before the choice ended"  # noqa: S101
+        match self.closed.stop:
+            case None:
+                return self.closed.finish or FinishReason.STOP
+            case Stop(StopReason.REPLACED):
+                return "stop"
+            case _:
+                return "content_filter"
+
+    @property
+    def refusal(self) -> str:
+        """What is said of a reply that was withheld."""
+        return self.said.text if self.said else "This reply was withheld by policy."
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether it was stopped because the guard could not judge."""
+        stop = self.closed.stop if self.closed else None
+        return stop is not None and stop.reason is StopReason.UNAVAILABLE
+
+
+class GuardedResponse(Response):
+    """A response that is made while choices run. Subclasses say how, in `_answer`."""
+
+    def __init__(self, service: Service, admitted: Admitted) -> None:
+        self._service = service
+        self._admitted = admitted
+        self._results = [Result() for _ in admitted.choices]
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._cancel_when_gone, receive, group.cancel_scope)
+            async with _running(self._service, self._admitted.choices) as events:
+                await self._answer(events, scope, receive, send)
+            group.cancel_scope.cancel()
+
+    async def _answer(self, events: "Events", scope: Scope, receive: Receive, send: Send) -> None:
+        """Take the events, and send one response. Must not raise."""
+        raise NotImplementedError
+
+    async def _cancel_when_gone(self, receive: Receive, scope: anyio.CancelScope) -> None:
+        """The body was read before, so the next message can only be that the client left."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._service.metrics.disconnects.inc()
+        scope.cancel()
+
+    async def _drain(self, events: "Events") -> None:
+        while not all(result.closed for result in self._results):
+            index, event = await events.get()
+            self._results[index].take(event)
+
+    # --- what every reply tells of the guard -------------------------------------------------------------------------
+
+    def _guard_headers(self) -> dict[str, str]:
+        return {
+            "x-interlock-decision-id": self._admitted.decision_id,
+            "x-interlock-policy": str(self._admitted.policy),
+        }
+
+    def _action_so_far(self) -> str:
+        action: str = self._extension_of(self._admitted.choices)["interlock"]["action"]
+        return action
+
+    def _extension_of(self, choices: Sequence[Choice]) -> Body:
+        """The `interlock` object of a reply: the most severe thing that was done, never which rule or score."""
+        outcomes = [choice.decider.outcome for choice in choices]
+        for outcome in outcomes:
+            if outcome.unavailable:
+                return self._extension("unavailable", outcome.phase)
+        worst = max(outcomes, key=lambda outcome: outcome.action)
+        return self._extension(worst.action.name.lower(), worst.phase)
+
+    def _extension(self, action: str, phase: Phase | None) -> Body:
+        return {
+            "interlock": {
+                "decision_id": self._admitted.decision_id,
+                "action": action,
+                "phase": phase,
+                "policy": str(self._admitted.policy),
+            }
+        }
+
+
+class Events:
+    """The events of several choices, in the order in which they come. A failed choice raises in the reader."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(_BUFFERED_EVENTS)
+
+    async def pump(self, service: Service, choice: Choice) -> None:
+        try:
+            async with aclosing(guarded(service.engine, choice, service.clock)) as events:
+                async for event in events:
+                    await self._queue.put((choice.index, event))
+        except Exception as error:  # noqa: BLE001  # told to the reader
+            await self._queue.put((choice.index, error))
+
+    async def get(self) -> tuple[int, Event]:
+        index, event = await self._queue.get()
+        if isinstance(event, Exception):
+            raise event
+        return index, event
+
+
+@asynccontextmanager
+async def _running(service: Service, choices: Iterable[Choice]) -> AsyncIterator[Events]:
+    """Run the choices in tasks of their own; leaving cancels those that still run."""
+    events = Events()
+    async with anyio.create_task_group() as group:
+        for choice in choices:
+            group.start_soon(events.pump, service, choice)
+        yield events
+        group.cancel_scope.cancel()
