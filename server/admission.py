@@ -10,7 +10,7 @@ from anyio import to_thread
 from guard.policy import Policy
 from guard.types import Subject
 from server.api.errors import bad_request, context_too_long, draining, model_not_found, unavailable
-from server.api.schema import MAX_CHOICES, ChatRequest, CompletionRequest, GenerationRequest
+from server.api.schema import MAX_CHOICES, ChatMessage, ChatRequest, CompletionRequest, GenerationRequest
 from server.auditing.content import PromptText
 from server.engines.base import EngineRequest, SamplingParams
 from server.observer import ChoiceObserver
@@ -64,8 +64,8 @@ class Admission:
         """A conversation, by whichever endpoint it came. Raises ApiError."""
         self._check(body)
         param = _PARAMS[endpoint]
-        self._check_characters(sum(len(message.text) for message in body.messages), param)
-        messages = [{"role": _role(message.role), "content": message.text} for message in body.messages]
+        check_characters(self._service, sum(len(message.text) for message in body.messages), param)
+        messages = as_prompt(body.messages)
         try:
             prompt = await to_thread.run_sync(self._service.tokenizer.chat, messages)
         except PromptError as error:
@@ -95,7 +95,7 @@ class Admission:
             told = f"{len(body.prompts)} prompts with n={n} exceed {MAX_CHOICES} choices in one request"
             raise bad_request(told, "prompt")
         for prompt in body.prompts:
-            self._check_characters(len(prompt), "prompt")
+            check_characters(self._service, len(prompt), "prompt")
         prompts = [
             (
                 await self._encoded(prompt),
@@ -136,9 +136,7 @@ class Admission:
         if service.drain.begun:
             service.metrics.shed.labels("draining").inc()
             raise draining()
-        if body.model not in service.served_models:
-            known = ", ".join(service.served_models)
-            raise model_not_found(f"This model does not exist here; served: {known}")
+        check_model(service, body.model)
         if service.audit is not None and service.audit.refuses:
             service.metrics.shed.labels("audit_unwritable").inc()
             service.metrics.failures.labels("audit", "closed").inc()
@@ -238,15 +236,6 @@ class Admission:
             )
         return Choice(index, request, scorer, decider, observer, adviser)
 
-    def _check_characters(self, num_characters: int, param: str) -> None:
-        """Refuse what can't fit before it costs the time to tokenise it. (A token id counts as a character.)"""
-        limit = _MOST_CHARACTERS_PER_TOKEN * self._service.engine.info.max_context
-        if num_characters > limit:
-            self._service.metrics.shed.labels("prompt_too_long").inc()
-            raise context_too_long(
-                f"The request has {num_characters} characters; at most {limit} can fit.", param
-            )
-
     def _check_length(self, num_prompt: int, max_tokens: int | None, param: str) -> None:
         limit = self._service.engine.info.max_context
         wanted = num_prompt + (1 if max_tokens is None else max_tokens)
@@ -259,6 +248,28 @@ class Admission:
                 f"This model's context is {limit} tokens; the request has {num_prompt} in the prompt{asked}.",
                 param,
             )
+
+
+def check_model(service: Service, model: str) -> None:
+    """Raises ApiError."""
+    if model not in service.served_models:
+        known = ", ".join(service.served_models)
+        raise model_not_found(f"This model does not exist here; served: {known}")
+
+
+def check_characters(service: Service, num_characters: int, param: str) -> None:
+    """Refuse what can't fit before it costs the time to tokenise it. (A token id counts as a character.) Raises ApiError."""
+    limit = _MOST_CHARACTERS_PER_TOKEN * service.engine.info.max_context
+    if num_characters > limit:
+        service.metrics.shed.labels("prompt_too_long").inc()
+        raise context_too_long(
+            f"The request has {num_characters} characters; at most {limit} can fit.", param
+        )
+
+
+def as_prompt(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
+    """Messages as the chat template takes them."""
+    return [{"role": _role(message.role), "content": message.text} for message in messages]
 
 
 def _role(role: str) -> str:

@@ -1,6 +1,7 @@
 """Text to token ids, through the model's own tokenizer and chat template."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
@@ -10,14 +11,36 @@ class PromptError(ValueError):
     """What the client sent can't be made into a prompt; the text is for the client."""
 
 
+@dataclass(frozen=True, slots=True)
+class TokenizerInfo:
+    """What clients that make token ids themselves want to know. A token that there is none of is None."""
+
+    kind: str  # its class
+    num_ids: int  # ids are below
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    unk_token: str | None = None
+    chat_template: str | None = None
+
+
 class Tokenizer(Protocol):
     """What the API needs of a tokenizer."""
 
-    def encode(self, text: str) -> list[int]: ...
+    @property
+    def info(self) -> TokenizerInfo: ...
 
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
-    def chat(self, messages: Sequence[Message]) -> list[int]:
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text, special tokens included. Ids are below `info.num_ids`."""
+        ...
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """How the vocabulary spells each token."""
+        ...
+
+    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         """The prompt for the assistant's next turn. Raises PromptError where the template refuses the messages."""
         ...
 
@@ -28,21 +51,40 @@ class ModelTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=True)["input_ids"]
+    @property
+    def info(self) -> TokenizerInfo:
+        own = self._tokenizer
+        return TokenizerInfo(
+            kind=type(own).__name__,
+            num_ids=len(own),
+            bos_token=own.bos_token,
+            eos_token=own.eos_token,
+            pad_token=own.pad_token,
+            unk_token=own.unk_token,
+            chat_template=own.chat_template
+            if isinstance(own.chat_template, str)
+            else None,  # not a table of them
+        )
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(list(ids))
         return text
 
-    def chat(self, messages: Sequence[Message]) -> list[int]:
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        pieces: list[str] = self._tokenizer.convert_ids_to_tokens(list(ids))
+        return pieces
+
+    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         if self._tokenizer.chat_template is None:
             raise PromptError("this model has no chat template; use /v1/completions")
         try:
             ids: list[int] = self._tokenizer.apply_chat_template(
                 list(messages),
-                add_generation_prompt=True,
+                add_generation_prompt=add_generation_prompt,
                 return_dict=False,
                 # a client that writes the template's control tokens into a message must not open a turn with them
                 sanitize_control_tokens=True,
@@ -58,11 +100,16 @@ class ModelTokenizer:
 class ByteTokenizer:
     """One token per UTF-8 byte: for the scripted engine, which has no model."""
 
-    def encode(self, text: str) -> list[int]:
+    info = TokenizerInfo("ByteTokenizer", num_ids=256)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode(errors="replace")
 
-    def chat(self, messages: Sequence[Message]) -> list[int]:
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self.decode([token_id]) for token_id in ids]
+
+    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
         return self.encode("".join(f"{message['role']}: {message['content']}\n" for message in messages))

@@ -25,6 +25,7 @@ MAX_MESSAGES = 4096
 _INT32 = 2**31 - 1
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _STRICT = ConfigDict(extra="forbid", frozen=True)
+TokenId = Annotated[int, Field(ge=0, le=_INT32, strict=True)]
 _StopString = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
