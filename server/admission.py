@@ -1,14 +1,15 @@
 """From a request that parsed to choices that may run: which model, which policy, which prompt; or a clear refusal."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from anyio import to_thread
 
 from guard.policy import Policy
-from guard.types import Subject
+from guard.types import Phase, Subject
+from monitors.base import Monitor
 from server.api.errors import bad_request, context_too_long, draining, model_not_found, unavailable
 from server.api.schema import MAX_CHOICES, ChatMessage, ChatRequest, CompletionRequest, GenerationRequest
 from server.auditing.content import PromptText
@@ -17,9 +18,9 @@ from server.observer import ChoiceObserver
 from server.pipeline import Adviser, Choice, NoAdviser
 from server.policy_store import InForce
 from server.second_opinion.adviser import ChoiceAdviser, PromptAdvice
-from server.second_opinion.types import Message
+from server.second_opinion.types import Message as SentMessage
 from server.service import Service
-from server.tokenizer import PromptError
+from server.tokenizer import Message, PromptError
 
 _MOST_CHARACTERS_PER_TOKEN = 16  # no tokenizer packs more of real text into its context
 _PARAMS = {
@@ -42,6 +43,18 @@ class Admitted:
     param: str  # the field that holds the prompt
     num_prompt_tokens: int
     choices: tuple[Choice, ...]
+    monitors: tuple[Monitor, ...]  # in force when it was admitted
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and for what beside the reply. The same for every endpoint."""
+
+    request_id: str
+    metadata: Mapping[str, str]
+    end_user: str = ""  # the client's name for its own user
+    stream: bool = False
+    all_scores: bool = False  # score by every monitor, not only by those that rules read
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +63,7 @@ class _Job:
 
     prompt: list[int]
     text: Callable[[], PromptText]
-    messages: Callable[[], Sequence[Message]]
+    messages: Callable[[], Sequence[SentMessage]]
     sampling: SamplingParams
 
 
@@ -62,14 +75,11 @@ class Admission:
 
     async def chat(self, body: ChatRequest, request_id: str, endpoint: str = "chat") -> Admitted:
         """A conversation, by whichever endpoint it came. Raises ApiError."""
-        self._check(body)
+        self._check(body.model, body.num_unknown_fields)
         param = _PARAMS[endpoint]
         check_characters(self._service, sum(len(message.text) for message in body.messages), param)
         messages = as_prompt(body.messages)
-        try:
-            prompt = await to_thread.run_sync(self._service.tokenizer.chat, messages)
-        except PromptError as error:
-            raise bad_request(str(error), param) from error
+        prompt = await self._templated(messages, param)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         max_tokens = body.max_completion_tokens or body.max_tokens
         n = body.n or 1
@@ -77,19 +87,36 @@ class Admission:
             body.sampling(max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=None, choice=choice)
             for choice in range(n)
         ]
-        turn = sum(message.role == "user" for message in body.messages)
         text = partial(PromptText.chat, messages)
         return self._admit(
             endpoint,
-            body,
-            request_id,
+            _caller(body, request_id, all_scores=body.moderation is not None),
             [_Job(prompt, text, lambda: messages, sampling) for sampling in samplings],
-            turn,
+            _turn(messages),
         )
+
+    async def scoring(
+        self, endpoint: str, model: str, conversations: Sequence[list[Message]], caller: Caller
+    ) -> Admitted:
+        """Conversations that are only read: prefill, and not a token of reply. Raises ApiError."""
+        self._check(model)
+        param = _PARAMS[endpoint]
+        num_characters = sum(len(message["content"]) for messages in conversations for message in messages)
+        check_characters(self._service, num_characters, param)
+        jobs = [
+            _Job(
+                await self._templated(messages, param),
+                partial(PromptText.chat, messages),
+                partial(list, messages),
+                SamplingParams(max_tokens=0, temperature=0.0),
+            )
+            for messages in conversations
+        ]
+        return self._admit(endpoint, caller, jobs, max(map(_turn, conversations)))
 
     async def completions(self, body: CompletionRequest, request_id: str) -> Admitted:
         """Raises ApiError."""
-        self._check(body)
+        self._check(body.model, body.num_unknown_fields)
         n = body.n or 1
         if len(body.prompts) * n > MAX_CHOICES:
             told = f"{len(body.prompts)} prompts with n={n} exceed {MAX_CHOICES} choices in one request"
@@ -119,24 +146,30 @@ class Admission:
             for prompt, text, messages in prompts
             for choice in range(n)
         ]
-        return self._admit("completions", body, request_id, jobs)
+        return self._admit("completions", _caller(body, request_id), jobs)
+
+    async def _templated(self, messages: list[Message], param: str) -> list[int]:
+        try:
+            return await to_thread.run_sync(self._service.tokenizer.chat, messages)
+        except PromptError as error:
+            raise bad_request(str(error), param) from error
 
     async def _encoded(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, list):
             return prompt
         return await to_thread.run_sync(self._service.tokenizer.encode, prompt)
 
-    def _as_messages(self, prompt: str | list[int]) -> list[Message]:
+    def _as_messages(self, prompt: str | list[int]) -> list[SentMessage]:
         """A text completion's prompt as the conversation that it stands for."""
         text = prompt if isinstance(prompt, str) else self._service.tokenizer.decode(prompt)
         return [{"role": "user", "content": text}]
 
-    def _check(self, body: GenerationRequest) -> None:
+    def _check(self, model: str, num_unknown_fields: int = 0) -> None:
         service = self._service
         if service.drain.begun:
             service.metrics.shed.labels("draining").inc()
             raise draining()
-        check_model(service, body.model)
+        check_model(service, model)
         if service.audit is not None and service.audit.refuses:
             service.metrics.shed.labels("audit_unwritable").inc()
             service.metrics.failures.labels("audit", "closed").inc()
@@ -147,14 +180,12 @@ class Admission:
             raise unavailable(
                 "Monitors do not give the scores they were calibrated with, so requests are refused."
             )
-        if body.num_unknown_fields:
-            service.metrics.unknown_fields.inc(body.num_unknown_fields)
+        service.metrics.unknown_fields.inc(num_unknown_fields)
 
     def _admit(
         self,
         endpoint: str,
-        body: GenerationRequest,
-        request_id: str,
+        caller: Caller,
         jobs: Sequence[_Job],
         turn: int = 1,
     ) -> Admitted:
@@ -166,8 +197,8 @@ class Admission:
         subject = Subject(
             model=service.engine.info.model_id,
             endpoint=endpoint,
-            request_id=body.request_id or request_id,
-            metadata=dict(body.metadata or {}),
+            request_id=caller.request_id,
+            metadata=dict(caller.metadata),
             turn=turn,
         )
         decision_id = secrets.token_hex(12)
@@ -179,17 +210,23 @@ class Admission:
                 in_force=in_force,
                 subject=subject,
                 decision_id=decision_id,
-                stream=bool(body.stream),
+                caller=caller,
                 text=job.text,
                 advised=advised[id(job.prompt)],
-                end_user=body.end_user,
             )
             for index, job in enumerate(jobs)
         )
         prompts = {id(job.prompt): len(job.prompt) for job in jobs}  # choices of one prompt share it
         num_prompt = sum(prompts.values())
         return Admitted(
-            decision_id, int(now.timestamp()), in_force.policy, subject, param, num_prompt, choices
+            decision_id,
+            int(now.timestamp()),
+            in_force.policy,
+            subject,
+            param,
+            num_prompt,
+            choices,
+            in_force.monitors.monitors,
         )
 
     def _choice(
@@ -200,16 +237,18 @@ class Admission:
         in_force: InForce,
         subject: Subject,
         decision_id: str,
-        stream: bool,
+        caller: Caller,
         text: Callable[[], PromptText],
         advised: PromptAdvice,
-        end_user: str,
     ) -> Choice:
         service = self._service
         now = service.now()  # the time that is recorded is the time that was decided by: a replay needs it
         policy = in_force.policy
         decider = policy.decider(subject, now=now)
-        scorer = in_force.scoring.scorer(decider.monitors)
+        needed = decider.monitors
+        if caller.all_scores:
+            needed |= {(phase, name) for phase in Phase for name in in_force.scoring.names}
+        scorer = in_force.scoring.scorer(needed)
         observer = ChoiceObserver(
             service,
             policy,
@@ -220,9 +259,9 @@ class Admission:
             admitted_at=now,
             choice=index,
             num_prompt=len(request.prompt_ids),
-            stream=stream,
+            stream=caller.stream,
             content=None if service.audit is None else service.content.capture(policy, text),
-            subject_hmac=service.content.subject(end_user),
+            subject_hmac=service.content.subject(caller.end_user),
         )
         adviser: Adviser = NoAdviser()
         if decider.escalates:
@@ -267,7 +306,17 @@ def check_characters(service: Service, num_characters: int, param: str) -> None:
         )
 
 
-def as_prompt(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
+def _caller(body: GenerationRequest, request_id: str, *, all_scores: bool = False) -> Caller:
+    return Caller(
+        body.request_id or request_id, body.metadata or {}, body.end_user, bool(body.stream), all_scores
+    )
+
+
+def _turn(messages: Sequence[Message]) -> int:
+    return sum(message["role"] == "user" for message in messages)
+
+
+def as_prompt(messages: Sequence[ChatMessage]) -> list[Message]:
     """Messages as the chat template takes them."""
     return [{"role": _role(message.role), "content": message.text} for message in messages]
 

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api import admin, chat, completions, health, models, tokenizing
+from server.api import admin, chat, completions, health, models, moderations, tokenizing
 from server.api.errors import ApiError, handle_api_error, handle_validation_error
 from server.middleware import BodyLimit, RequestContext
 from server.service import Service
@@ -30,7 +30,14 @@ def create_app(service: Service, *, expose_metrics: bool = False) -> FastAPI:
                 service.audit.close()
 
     app = _plain_app(service, lifespan)
-    for router in (chat.router, completions.router, tokenizing.router, models.router, health.router):
+    for router in (
+        chat.router,
+        completions.router,
+        moderations.router,
+        tokenizing.router,
+        models.router,
+        health.router,
+    ):
         app.include_router(router)
     if expose_metrics:
         app.include_router(health.metrics_router)

@@ -95,6 +95,7 @@ def assemble(config: ServerConfig) -> Service:
         audit=open_audit(config.audit, metrics, log_settings(config)),
         content=content,
         series=config.audit_series,
+        show_scores=config.show_scores,
         clock=time.monotonic,
         now=lambda: datetime.now(UTC),
         started=int(datetime.now(UTC).timestamp()),

@@ -75,6 +75,13 @@ def serve(
             help="Also serve /metrics on the API port. It names rules: for trusted clients only.",
         ),
     ] = None,
+    show_scores: Annotated[
+        bool | None,
+        typer.Option(
+            "--show-scores",
+            help="Let every client see monitors' scores (`moderation`, /v1/moderations). They help to optimise attacks: for trusted clients only.",
+        ),
+    ] = None,
     second_opinions: Annotated[
         Path | None,
         typer.Option(

@@ -44,6 +44,9 @@ class ServerConfig(BaseSettings):
     admin_host: str = "127.0.0.1"
     admin_port: Annotated[int, Field(ge=0, le=65535)] = 9100
     expose_metrics: bool = False  # /metrics on the serving port too
+    show_scores: bool = (
+        False  # every client may see scores, which help to optimise attacks: trusted ones only
+    )
     second_opinions: Path | None = None  # a file of targets that rules may escalate to
     audit: Path | None = Path("var/decisions.jsonl")  # None: no decision log
     audit_on_full: OnFull = (

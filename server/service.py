@@ -43,6 +43,7 @@ class Service:
     second_opinions: SecondOpinions = field(default_factory=SecondOpinions)  # whom rules may ask
     content: ContentRules = field(default_factory=ContentRules)  # what of prompts and replies is recorded
     series: SeriesFormat = "exact"  # how scores are recorded
+    show_scores: bool = False  # whether every client may see the monitors' scores
     started: int = 0  # Unix seconds
     max_body_bytes: int = 8 * 1024 * 1024
     drain: Drain = field(default_factory=Drain)

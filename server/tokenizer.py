@@ -100,7 +100,11 @@ class ModelTokenizer:
 class ByteTokenizer:
     """One token per UTF-8 byte: for the scripted engine, which has no model."""
 
-    info = TokenizerInfo("ByteTokenizer", num_ids=256)
+    info = TokenizerInfo(
+        "ByteTokenizer",
+        num_ids=256,
+        chat_template="{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}",
+    )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())

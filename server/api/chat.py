@@ -11,6 +11,7 @@ from server.api.errors import Body
 from server.api.reply import ChunkRenderer, Reply, Usage
 from server.api.running import Result
 from server.api.schema import ChatRequest
+from server.api.verdicts import check_may_see_scores, moderation_results
 from server.engines.base import Token, TokenLogprob
 from server.pipeline import Closed, Delta, Event, Opened, Said
 from server.service import Service
@@ -21,6 +22,10 @@ router = APIRouter()
 @router.post("/v1/chat/completions")
 async def create(body: ChatRequest, request: Request) -> Response:
     service: Service = request.app.state.service
+    moderation = None
+    if body.moderation is not None:
+        check_may_see_scores(request, body.moderation.model)
+        moderation = moderation_results
     admitted = await Admission(service).chat(body, request.state.request_id)
     renderer = ChatRenderer(
         service,
@@ -29,7 +34,7 @@ async def create(body: ChatRequest, request: Request) -> Response:
         include_usage=body.include_usage,
         obfuscates=body.obfuscates,
     )
-    return Reply(service, admitted, renderer, stream=bool(body.stream))
+    return Reply(service, admitted, renderer, stream=bool(body.stream), moderation=moderation)
 
 
 class ChatRenderer(ChunkRenderer):

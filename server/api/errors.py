@@ -3,6 +3,7 @@
 ApiError
  |-- bad_request        400 invalid_request_error (a field is wrong, or not supported)
  |-- context_too_long   400 context_length_exceeded
+ |-- forbidden          403 (the key may not ask for that)
  |-- model_not_found    404 model_not_found
  |-- overloaded         503 overloaded
      |-- draining           503 draining
@@ -67,6 +68,10 @@ def context_too_long(message: str, param: str) -> ApiError:
 
 def model_not_found(message: str) -> ApiError:
     return ApiError(404, message, param="model", code="model_not_found")
+
+
+def forbidden(message: str, param: str, code: str) -> ApiError:
+    return ApiError(403, message, param=param, code=code)
 
 
 def overloaded() -> ApiError:
@@ -149,6 +154,8 @@ def _told(problem: Mapping[str, Any]) -> str:
     place = _place(problem["loc"])
     if problem["type"] == REFUSED and not place:
         return str(problem["msg"])
+    if problem["type"] == "union_tag_invalid":  # pydantic's words repeat the input
+        return f"{place}: type must be one of {problem['ctx']['expected_tags']}"
     return f"{place or 'body'}: {problem['msg']}"
 
 
@@ -157,7 +164,7 @@ _OPEN_KEYS = frozenset({"logit_bias", "metadata"})  # dicts whose keys are the c
 
 def _place(loc: Sequence[int | str]) -> str:
     """Where in the body, without repeating what the client made up."""
-    parts = [str(part) for part in loc if part != "body"]
+    parts = [str(part) for part in loc if part != "body" and "[" not in str(part)]  # nor a union's branches
     return f"{parts[0]}.*" if parts and parts[0] in _OPEN_KEYS and len(parts) > 1 else ".".join(parts)[:200]
 
 

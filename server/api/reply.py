@@ -5,7 +5,7 @@ finish reasons or an error event. When the client goes away, everything is cance
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,8 +87,11 @@ class ChunkRenderer:
 
     def last(self, results: list[Result], usage: Usage, extension: Body) -> Iterable[Body]:
         # clients trip over chunks without choices, so there is one only for those who asked
-        if self._include_usage:
-            yield {**self.chunk([]), "usage": usage.openai}
+        asked: Body = {"usage": usage.openai} if self._include_usage else {}
+        if "moderation" in extension:
+            asked["moderation"] = extension["moderation"]
+        if asked:
+            yield {**self.chunk([]), **asked}
 
     def failure(self, error: ApiError) -> Iterable[Body]:
         yield error.body
@@ -116,10 +119,20 @@ def named_event(body: Body) -> bytes:
 class Reply(GuardedResponse):
     """The response to a request that generates."""
 
-    def __init__(self, service: Service, admitted: Admitted, renderer: Renderer, *, stream: bool) -> None:
+    def __init__(
+        self,
+        service: Service,
+        admitted: Admitted,
+        renderer: Renderer,
+        *,
+        stream: bool,
+        moderation: Callable[[Admitted], Body] | None = None,
+    ) -> None:
+        """`moderation` makes the object of that name, where the request asks for it and may have it."""
         super().__init__(service, admitted)
         self._renderer = renderer
         self._stream = stream
+        self._moderation = moderation
 
     async def _answer(self, events: Events, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -138,8 +151,7 @@ class Reply(GuardedResponse):
         for result in self._results:
             if result.unavailable and result.closed:
                 raise unavailable(extra=self._extension("unavailable", result.closed.phase))
-        extension = self._extension_of(self._admitted.choices)
-        body = self._renderer.whole(self._results, self._usage(), extension)
+        body = self._renderer.whole(self._results, self._usage(), self._whole_extension())
         return Response(orjson.dumps(body), media_type="application/json")
 
     async def _until_decided(self, events: Events) -> list[tuple[int, Event]]:
@@ -199,8 +211,7 @@ class Reply(GuardedResponse):
                     continue
                 self._results[index].take(event)
                 await self._write_event(index, event, write)
-            extension = self._extension_of(self._admitted.choices)
-            for body in self._renderer.last(self._results, self._usage(), extension):
+            for body in self._renderer.last(self._results, self._usage(), self._whole_extension()):
                 await write(self._renderer.frame(body))
         except TimeoutError:
             self._service.metrics.stream_stalls.inc()
@@ -216,6 +227,12 @@ class Reply(GuardedResponse):
             await write(self._renderer.frame(body))
 
     # --- what every shape carries ----------------------------------------------------------------------------------
+
+    def _whole_extension(self) -> Body:
+        extension = self._extension_of(self._admitted.choices)
+        if self._moderation is not None:
+            extension["moderation"] = self._moderation(self._admitted)
+        return extension
 
     def _usage(self) -> Usage:
         completion = sum(result.closed.num_completion_tokens for result in self._results if result.closed)

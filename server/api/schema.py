@@ -171,6 +171,28 @@ class GenerationRequest(BaseModel):
         )
 
 
+class _ScoreOnly(BaseModel):
+    model_config = _STRICT
+
+    mode: Literal["score"]  # to block is the server's policy's to say, not the request's
+
+
+class _ModerationPolicy(BaseModel):
+    model_config = _STRICT
+
+    input: _ScoreOnly | None = None
+    output: _ScoreOnly | None = None
+
+
+class Moderation(BaseModel):
+    """Asks for the monitors' scores beside the reply."""
+
+    model_config = _STRICT
+
+    model: str
+    policy: _ModerationPolicy | None = None
+
+
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
@@ -182,6 +204,7 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: Annotated[int, Field(ge=1, le=_INT32)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    moderation: Moderation | None = None
 
     @model_validator(mode="after")
     def _top_needs_logprobs(self) -> Self:
@@ -227,7 +250,7 @@ class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     path = "/v1/completions"
-    foreign = ("messages", "max_completion_tokens", "top_logprobs")
+    foreign = ("messages", "max_completion_tokens", "top_logprobs", "moderation")
 
     prompt: Annotated[Text | list[str] | list[int] | list[list[int]], PlainValidator(_prompt)]
     max_tokens: Annotated[int, Field(ge=0, le=_INT32)] | None = 16  # OpenAI's default

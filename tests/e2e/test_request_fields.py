@@ -161,3 +161,12 @@ tests:
     live = serve(policy, Script(WORDS, scores(harm={2: 0.9}), scores()))
     assert post(live, TEXT).json()["error"]["param"] == "prompt"
     assert post(live, CHAT).json()["error"]["param"] == "messages"
+
+
+def test_the_type_of_a_part_is_named_where_it_stands_and_not_repeated(serve):
+    parts = [{"type": "text", "text": "x"}, {"type": "my secret"}]
+    reply = post(serve(script=PLAIN), CHAT, messages=[{"role": "user", "content": parts}])
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == "messages.0.content"
+    assert "messages.0.content.1: type must be one of 'text', 'refusal'" in reply.json()["error"]["message"]
+    assert "secret" not in reply.text
