@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api import admin, chat, completions, health, models, moderations, tokenizing
+from server.api import admin, chat, completions, health, models, moderations, responses, tokenizing
 from server.api.errors import ApiError, handle_api_error, handle_validation_error
 from server.middleware import BodyLimit, RequestContext
 from server.service import Service
@@ -33,6 +33,7 @@ def create_app(service: Service, *, expose_metrics: bool = False) -> FastAPI:
     for router in (
         chat.router,
         completions.router,
+        responses.router,
         moderations.router,
         tokenizing.router,
         models.router,

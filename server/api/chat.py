@@ -1,18 +1,18 @@
 """POST /v1/chat/completions."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.admission import Admission, Admitted
 from server.api.errors import Body
+from server.api.logprobs import logprob_entries
 from server.api.reply import ChunkRenderer, Reply, Usage
 from server.api.running import Result
 from server.api.schema import ChatRequest
 from server.api.verdicts import check_may_see_scores, moderation_results
-from server.engines.base import Token, TokenLogprob
+from server.engines.base import Token
 from server.pipeline import Closed, Delta, Event, Opened, Said
 from server.service import Service
 
@@ -105,14 +105,6 @@ class ChatRenderer(ChunkRenderer):
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish}
 
 
-def _logprobs(tokens: Sequence[Token]) -> dict[str, Any] | None:
-    entries = [
-        {**_entry(token.logprob), "top_logprobs": [_entry(top) for top in token.top_logprobs]}
-        for token in tokens
-        if token.logprob is not None
-    ]
+def _logprobs(tokens: Sequence[Token]) -> Body | None:
+    entries = logprob_entries(tokens)
     return {"content": entries, "refusal": None} if entries else None
-
-
-def _entry(item: TokenLogprob) -> Body:
-    return {"token": item.text, "logprob": max(item.logprob, -9999.0), "bytes": list(item.token_bytes)}

@@ -30,7 +30,7 @@ def refuse_unserved(extra: Extra, table: Refusable) -> None:
     for name, asks in table.items():
         value = (extra or {}).get(name)
         if value is not None and asks(value):
-            raise refused(name)
+            raise refused(name, _HINTS.get(name, ""))
 
 
 def refuse_foreign(extra: Extra, names: Iterable[str], path: str) -> None:
@@ -121,6 +121,12 @@ GENERATION: Refusable = {
     "include_reasoning": lambda value: value is not True,
     "service_tier": differs_from("auto", "default"),
     "verbosity": differs_from("medium"),
+}
+
+_HINTS = {
+    "previous_response_id": "it keeps no responses, so send the whole conversation as input",
+    "conversation": "it keeps no conversations, so send all of it as input",
+    "store": "it keeps nothing",
 }
 
 ACCEPTED = frozenset(

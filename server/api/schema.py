@@ -23,8 +23,9 @@ from server.engines.base import SamplingParams
 MAX_CHOICES = 16  # of one request: n times the number of prompts
 MAX_MESSAGES = 4096
 _INT32 = 2**31 - 1
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 _STRICT = ConfigDict(extra="forbid", frozen=True)
+PositiveInt = Annotated[int, Field(ge=1, le=_INT32)]
 TokenId = Annotated[int, Field(ge=0, le=_INT32, strict=True)]
 _StopString = Annotated[Text, Field(min_length=1, max_length=256)]
 
@@ -94,20 +95,20 @@ class GenerationRequest(BaseModel):
     foreign: ClassVar[tuple[str, ...]]  # fields of other endpoints, which this one would have to ignore
 
     model: str
-    temperature: Annotated[_Finite, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[_Finite, Field(gt=0, le=1)] | None = None
+    temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[_Finite, Field(ge=0, le=1)] | None = None
+    min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: _StopString | Annotated[list[_StopString], Field(max_length=16)] | None = None
     stop_token_ids: Annotated[list[int], Field(max_length=64)] | None = None
     ignore_eos: bool = False
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    frequency_penalty: Annotated[_Finite, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[_Finite, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[_Finite, Field(ge=0.01, le=2)] | None = None
+    frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[Finite, Field(ge=0.01, le=2)] | None = None
     logit_bias: (
-        Annotated[dict[int, Annotated[_Finite, Field(ge=-100, le=100)]], Field(max_length=1024)] | None
+        Annotated[dict[int, Annotated[Finite, Field(ge=-100, le=100)]], Field(max_length=1024)] | None
     ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -200,8 +201,8 @@ class ChatRequest(GenerationRequest):
     foreign = ("prompt", "echo", "suffix", "best_of")
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
-    max_tokens: Annotated[int, Field(ge=1, le=_INT32)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=_INT32)] | None = None
+    max_tokens: PositiveInt | None = None
+    max_completion_tokens: PositiveInt | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     moderation: Moderation | None = None

@@ -103,6 +103,12 @@ def moderation_results(admitted: Admitted) -> Body:
     }
 
 
+def moderation_pair(admitted: Admitted) -> Body:
+    """The `moderation` of a response, which has one output: the result itself where a chat completion has lists."""
+    both = moderation_results(admitted)
+    return {side: found["results"][0] if "results" in found else found for side, found in both.items()}
+
+
 def _results(admitted: Admitted, choices: Sequence[Choice], phase: Phase) -> Body:
     model = admitted.subject.model
     try:
