@@ -18,8 +18,8 @@ Array = NDArray[np.float64]
 class Aggregator(Protocol):
     """The state of k monitors. `deepcopy` is a snapshot."""
 
-    def update(self, z: Array) -> None:
-        """Replace raw values by running aggregates, in place. z: [n, k], the next n tokens, n >= 1, finite."""
+    def update(self, z: Array) -> Array:
+        """Running aggregates of the next n tokens. z: [n, k], n >= 1, finite -> [n, k]; z may be overwritten."""
         ...
 
 
@@ -43,8 +43,8 @@ class Last:
     def merge(self, later: Self) -> None:
         pass
 
-    def update(self, z: Array) -> None:
-        pass
+    def update(self, z: Array) -> Array:
+        return z
 
 
 class Mean:
@@ -58,12 +58,13 @@ class Mean:
         self._total = self._total + later._total
         self._count += later._count
 
-    def update(self, z: Array) -> None:
+    def update(self, z: Array) -> Array:
         z[0] += self._total
         _accumulate(np.add, z)
         self._total = z[-1].copy()
         z /= _counts(self._count, len(z))
         self._count += len(z)
+        return z
 
 
 class Max:
@@ -75,10 +76,11 @@ class Max:
     def merge(self, later: Self) -> None:
         self._max = np.maximum(self._max, later._max)
 
-    def update(self, z: Array) -> None:
+    def update(self, z: Array) -> Array:
         np.maximum(z[0], self._max, out=z[0])
         _accumulate(np.maximum, z)
         self._max = z[-1].copy()
+        return z
 
 
 class Ema:
@@ -90,13 +92,14 @@ class Ema:
         self._alpha = alpha
         self._ema = np.zeros(num_monitors)
 
-    def update(self, z: Array) -> None:
+    def update(self, z: Array) -> Array:
         z *= self._alpha
         before = self._ema
         for row in z:
             np.add(row, (1 - self._alpha) * before, out=row)
             before = row
         self._ema = z[-1].copy()
+        return z
 
 
 class Softmax:
@@ -116,11 +119,12 @@ class Softmax:
     def merge(self, later: Self) -> None:
         self._add(later._largest, later._weighted, later._weight)
 
-    def update(self, z: Array) -> None:
+    def update(self, z: Array) -> Array:
         one = np.ones(z.shape[1])
         for row in z:
             self._add(row.copy(), row, one)
             np.divide(self._weighted, self._weight, out=row)
+        return z
 
     def _add(self, largest: Array, weighted: Array, weight: Array) -> None:
         """Sums whose exponents had `largest` taken out."""
@@ -150,13 +154,14 @@ class RollingMean:
         self._prefix = np.zeros(num_monitors)  # their sum
         self._suffix = np.zeros((window + 1, num_monitors))  # [i]: sum of i.. of the block before
 
-    def update(self, z: Array) -> None:
+    def update(self, z: Array) -> Array:
         start = 0
         while start < len(z):
             index = self.count % self.window
             piece = z[start : start + self.window - index]
             self._update_within_block(piece, index)
             start += len(piece)
+        return z
 
     def _update_within_block(self, z: Array, index: int) -> None:
         end = index + len(z)
@@ -179,11 +184,12 @@ class MaxRollingMean:
         self._rolling = RollingMean(num_monitors, window)
         self._max = Max(num_monitors)
 
-    def update(self, z: Array) -> None:
+    def update(self, z: Array) -> Array:
         num_partial = max(0, self._rolling.window - 1 - self._rolling.count)
         self._rolling.update(z)
         if num_partial < len(z):
             self._max.update(z[num_partial:])
+        return z
 
 
 AGGREGATORS: Mapping[str, Callable[..., Aggregator]] = {
@@ -195,6 +201,10 @@ AGGREGATORS: Mapping[str, Callable[..., Aggregator]] = {
     "rolling_mean": RollingMean,
     "max_rolling_mean": MaxRollingMean,
 }
+
+
+ELEMENTWISE = frozenset(AGGREGATORS)
+"""Those that treat each value for itself, so that they fit every monitor whose values are alike."""
 
 
 @dataclass(frozen=True, slots=True)

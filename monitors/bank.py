@@ -1,8 +1,8 @@
-"""All monitors compiled into one matmul per hook point.
+"""All monitors compiled into one matmul per hook point, and their functions.
 
 A monitor's value is the sum of its columns. In the row buffer the columns of a hook point lie side by side, alike next
-to alike, so that scaling and rectifying act on slices; `end` gathers them into one value per monitor. The buffer starts
-as NaN, so a hook point that was not read gives NaN to every monitor that needs it.
+to alike, so that scaling and rectifying act on slices; the values of functions follow. `end` gathers them into the
+values of each monitor. The buffer starts as NaN, so a hook point that was not read gives NaN to every monitor that needs it.
 """
 
 import hashlib
@@ -15,7 +15,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from monitors.base import Column, Monitor, Rectifier, Scale
+from monitors.base import Column, Monitor, Rectifier, RowFunction, Scale
+from monitors.layout import value_slices
 from monitors.types import HookPoint
 
 _T = TypeVar("_T")
@@ -72,26 +73,55 @@ class _Compiled:
             rectified.apply(p)
 
 
+@dataclass(frozen=True, slots=True)
+class _Function:
+    """A function of a hook point's rows, and where its values go in the row buffer."""
+
+    function: RowFunction
+    columns: slice
+
+    def read(self, x: Tensor, buffer: Tensor) -> None:
+        buffer[:, self.columns] = self.function.evaluate(x)
+
+
 class Bank:
     """The monitors of a server, ready to be read. Immutable."""
 
     def __init__(self, monitors: Sequence[Monitor], device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self.monitors = tuple(monitors)  # one value column each, in this order
-        self.num_columns = len(self.monitors)
+        self.monitors = tuple(monitors)  # their values side by side, in this order (`layout`)
         self.digest = _digest(self.monitors)
+        slices = value_slices(self.monitors)
+        self.num_columns = slices[-1].stop if slices else 0
 
         columns = sorted(
-            ((column, owner) for owner, m in enumerate(self.monitors) for column in m.transform.columns),
+            (
+                (column, values.start)
+                for m, values in zip(self.monitors, slices, strict=True)
+                for column in m.transform.columns
+            ),
             key=lambda item: (item[0].hook_point, _shape(item[0]), item[0].scale),
         )
-        self._width = len(columns) + 1  # the last column stays 0: it pads sums of unequal length
-        self._gather = self._gather_index([owner for _, owner in columns])
-        self._compiled = {
-            point: self._compile([column for column, _ in columns[where]], where)
+        parts: list[list[int]] = [[] for _ in range(self.num_columns)]  # of the buffer, by value
+        for place, (_, value) in enumerate(columns):
+            parts[value].append(place)
+        readers: dict[HookPoint, list[_Compiled | _Function]] = {
+            point: [self._compile([column for column, _ in columns[where]], where)]
             for where, point in _runs((column for column, _ in columns), lambda column: column.hook_point)
         }
-        self.hook_points = tuple(self._compiled)
+        width = len(columns)
+        for m, values in zip(self.monitors, slices, strict=True):
+            for function in m.transform.functions:
+                where = slice(width, width := width + m.transform.num_values)
+                readers.setdefault(function.hook_point, []).append(_Function(function.to(self.device), where))
+                for value, place in zip(
+                    range(values.start, values.stop), range(where.start, where.stop), strict=True
+                ):
+                    parts[value].append(place)
+        self._width = width + 1  # the last column stays 0: it pads sums of unequal length
+        self._gather = self._gather_index(parts)
+        self._readers = {point: tuple(readers[point]) for point in sorted(readers)}
+        self.hook_points = tuple(self._readers)
 
     def begin(self, num_rows: int) -> Tensor:
         """A row buffer for one forward pass, all NaN."""
@@ -101,25 +131,26 @@ class Bank:
 
     def read(self, point: HookPoint, rows: Tensor, buffer: Tensor) -> None:
         """Read one hook point into the buffer. rows: [n, d_model], any float dtype; computed in float32. No sync."""
-        compiled = self._compiled.get(point)
-        if compiled is not None:
-            compiled.read(rows.detach().float(), buffer)
+        readers = self._readers.get(point)
+        if readers is not None:
+            x = rows.detach().float()
+            for reader in readers:
+                reader.read(x, buffer)
 
     def end(self, buffer: Tensor) -> Tensor:
-        """Each monitor's raw value per row: [n, num_columns] float32, NaN where a hook point was not read."""
+        """Each monitor's raw values per row: [n, num_columns] float32, NaN where a hook point was not read."""
         values = buffer.index_select(1, self._gather[0])
         for parts in self._gather[1:]:
             values += buffer.index_select(1, parts)
         return values
 
-    def _gather_index(self, owners: Sequence[int]) -> Tensor:
-        """Where the columns of each monitor stand in the buffer: [most columns of a monitor, num_columns] int64."""
-        columns: list[list[int]] = [[] for _ in self.monitors]
-        for column, owner in enumerate(owners):
-            columns[owner].append(column)
-        most = max(map(len, columns), default=1)
+    def _gather_index(self, parts: Sequence[Sequence[int]]) -> Tensor:
+        """Where the parts of each value stand in the buffer: [most parts of a value, num_columns] int64."""
+        if not all(parts):
+            raise ValueError("a monitor reads nothing: it has a value without a column or a function")
+        most = max(map(len, parts), default=1)
         padding = self._width - 1
-        padded = [own + [padding] * (most - len(own)) for own in columns]
+        padded = [[*own, *[padding] * (most - len(own))] for own in parts]
         return torch.tensor(padded, dtype=torch.int64, device=self.device).reshape(-1, most).T.contiguous()
 
     def _compile(self, columns: Sequence[Column], where: slice) -> _Compiled:
@@ -172,7 +203,10 @@ def _digest(monitors: Sequence[Monitor]) -> str:
     digest = hashlib.sha256()
     for m in monitors:
         digest.update(repr((m.name, m.version, m.aggregator, m.link, m.exclude_first)).encode())
-        for c in m.transform.columns:
-            digest.update(repr((str(c.hook_point), c.bias, c.scale, c.rectifier)).encode())
-            digest.update(c.weight.float().cpu().numpy().tobytes())
+        digest.update(
+            repr((m.transform.kind, list(map(str, m.hook_points)), dict(m.transform.params))).encode()
+        )
+        for name, tensor in sorted(m.transform.tensors.items()):
+            digest.update(repr((name, tuple(tensor.shape))).encode())
+            digest.update(tensor.float().cpu().numpy().tobytes())
     return digest.hexdigest()

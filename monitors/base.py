@@ -1,7 +1,8 @@
-"""What a monitor is: columns of the bank (device), an aggregator and a link (host), a token scope, a calibration."""
+"""What a monitor is: raw values per token (device), an aggregator, a readout and a link (host), a token scope, a calibration."""
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, StrEnum
@@ -11,7 +12,7 @@ from typing import ClassVar, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
-from monitors.aggregate import AggregatorSpec
+from monitors.aggregate import ELEMENTWISE, AggregatorSpec
 from monitors.types import CausalVerdict, HookPoint
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -90,30 +91,80 @@ class Column:
 Params = Mapping[str, object]
 
 
-class Transform(Protocol):
-    """A monitor kind: from weights to columns. One file each, registered in MONITORS."""
+class RowFunction(Protocol):
+    """What columns can't say: any function of one row at one hook point, with one or several values.
+
+    Not finite in, not finite out: what hides a broken row would hide a failure.
+    """
+
+    @property
+    def hook_point(self) -> HookPoint: ...
+
+    @property
+    def d_model(self) -> int: ...
+
+    def evaluate(self, x: Tensor) -> Tensor:
+        """x: [n, d_model] float32 -> [n, num_values] float32. Differentiable; no sync."""
+        ...
+
+    def to(self, device: torch.device) -> Self: ...
+
+
+class Transform(ABC):
+    """A monitor kind: from weights to raw values, and from aggregates to a score. One file each, registered in MONITORS.
+
+    The raw values of a token are the sum of its columns (one value), or the sum of its functions (`num_values`).
+    """
 
     kind: ClassVar[str]
+    aggregators: ClassVar[frozenset[str]] = ELEMENTWISE
+    """Those that make sense of its values."""
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The monitor's raw value is the sum of these."""
-        ...
+        """What the bank reads for it in its one matmul per hook point."""
+        return ()
 
     @property
+    def functions(self) -> tuple[RowFunction, ...]:
+        """What the bank reads for it besides; at most one per hook point."""
+        return ()
+
+    @property
+    def num_values(self) -> int:
+        """How many raw values a token has."""
+        return 1
+
+    def values(self, rows: Mapping[HookPoint, Tensor]) -> Tensor:
+        """The raw values, by the plain formula; the bank computes the same for all monitors at once.
+
+        rows: [n, d_model] float32 by hook point -> [n, num_values]. Differentiable.
+        """
+        parts = [column.evaluate(rows[column.hook_point])[:, None] for column in self.columns]
+        parts += [function.evaluate(rows[function.hook_point]) for function in self.functions]
+        return torch.stack(parts).sum(dim=0)
+
+    def readout(self, aggregates: Tensor) -> Tensor:
+        """The score before the link, of a transform of several values (a single one is the score).
+
+        aggregates: [n, what the aggregator makes of num_values] float64 -> [n]. Differentiable.
+        """
+        return aggregates.sum(dim=1)
+
+    @property
+    @abstractmethod
     def tensors(self) -> Mapping[str, Tensor]:
         """What `weights.safetensors` holds, float32."""
-        ...
 
     @property
+    @abstractmethod
     def params(self) -> Params:
         """What `monitor.json` holds under `params`."""
-        ...
 
     @classmethod
+    @abstractmethod
     def restore(cls, hook_points: Sequence[HookPoint], tensors: Mapping[str, Tensor], params: Params) -> Self:
         """The reverse of `tensors` and `params`. Raises ValueError for tensors that do not fit."""
-        ...
 
 
 def expect_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | str, ...]]) -> None:
@@ -220,7 +271,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Monitor:
-    """One score per token: link(aggregate(sum of columns)).
+    """One score per token: link(readout(aggregate(raw values))).
 
     The first `exclude_first` tokens of the prompt (a BOS token, template tokens) are out of scope: not read, no score.
     """
@@ -240,6 +291,11 @@ class Monitor:
             raise ValueError(
                 f"monitor name {self.name!r}: must match {_NAME.pattern}, so that policies can write it"
             )
+        if self.aggregator.kind not in self.transform.aggregators:
+            raise ValueError(
+                f"monitor {self.name!r}: kind {self.transform.kind!r} can't be aggregated by {self.aggregator.kind!r}; "
+                f"allowed: {', '.join(sorted(self.transform.aggregators))}"
+            )
         if self.exclude_first < 0:
             raise ValueError(
                 f"monitor {self.name!r}: exclude_first is {self.exclude_first}, must be 0 or more"
@@ -248,7 +304,15 @@ class Monitor:
     @property
     def hook_points(self) -> tuple[HookPoint, ...]:
         """What it reads, each once."""
-        return tuple(dict.fromkeys(column.hook_point for column in self.transform.columns))
+        of_columns = [column.hook_point for column in self.transform.columns]
+        return tuple(dict.fromkeys([*of_columns, *[f.hook_point for f in self.transform.functions]]))
+
+    @property
+    def d_model(self) -> int:
+        """The width of the rows that it reads."""
+        transform = self.transform
+        widths = [len(c.weight) for c in transform.columns] + [f.d_model for f in transform.functions]
+        return widths[0]
 
 
 def row_norm(x: Tensor) -> Tensor:

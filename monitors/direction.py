@@ -6,12 +6,12 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-from monitors.base import Column, Params, Scale, expect_tensors
+from monitors.base import Column, Params, Scale, Transform, expect_tensors
 from monitors.types import HookPoint
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Cosine:
+class Cosine(Transform):
     """How much the residual stream points along a direction, whatever its norm."""
 
     kind: ClassVar[str] = "direction"

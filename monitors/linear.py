@@ -6,12 +6,12 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-from monitors.base import Column, Params, expect_tensors
+from monitors.base import Column, Params, Transform, expect_tensors
 from monitors.types import HookPoint
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Linear:
+class Linear(Transform):
     """A linear probe on one or more layers, with the standardisation of its training folded in (`folded`)."""
 
     kind: ClassVar[str] = "linear"

@@ -7,13 +7,13 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from monitors.base import RELU, Column, Params, Rectifier, Scale, expect_tensors
+from monitors.base import RELU, Column, Params, Rectifier, Scale, Transform, expect_tensors
 from monitors.steering import Direction
 from monitors.types import HookPoint
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SaeFeature:
+class SaeFeature(Transform):
     """A feature's encoder and decoder rows, with b_dec and the centring of a layer norm folded into the encoder's."""
 
     kind: ClassVar[str] = "sae_feature"

@@ -1,26 +1,43 @@
 """From raw values to scores: one phase of one request, all monitors at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from monitors.aggregate import Aggregator, AggregatorSpec, Array
 from monitors.base import Link, Monitor
+from monitors.layout import value_slices
 
 OUT_OF_SCOPE = -np.inf
 """The score of a token that its monitor does not read. Never NaN, which is a failure."""
 
 
+Columns = slice | NDArray[np.intp]
+
+
 @dataclass(frozen=True, slots=True)
-class _Group:
-    """Monitors that are aggregated alike."""
+class _Alike:
+    """What monitors of one value have in common that are aggregated together."""
 
     aggregator: AggregatorSpec
     link: Link
     exclude_first: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Monitors that are aggregated together: those of one value that are alike, or a single one of several values."""
+
+    alike: _Alike
+    num_values: int
+    values: Columns  # among the raw values
+    monitors: Columns  # among the scores
+    readout: Callable[[Tensor], Tensor] | None  # None: the aggregates are the scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +54,12 @@ class TrackerPlan:
     """How the monitors of a bank are tracked. Made once per bank; makes the trackers of each request."""
 
     def __init__(self, monitors: Sequence[Monitor]) -> None:
-        members: dict[_Group, list[int]] = {}
-        for column, monitor in enumerate(monitors):
-            group = _Group(monitor.aggregator, monitor.link, monitor.exclude_first)
-            members.setdefault(group, []).append(column)
+        slices = value_slices(monitors)
         self.num_monitors = len(monitors)
+        self.num_values = slices[-1].stop if slices else 0
         self.first_in_scope = np.array([monitor.exclude_first for monitor in monitors], dtype=np.int64)
-        self.groups = tuple(members)
-        self.columns = tuple(_as_slice(columns) for columns in members.values())
-        self.sizes = tuple(len(columns) for columns in members.values())
+        self.starts = np.array([s.start for s in slices], dtype=np.intp)
+        self.groups = tuple(_groups(monitors, slices))
 
     def prompt(self) -> "Tracker":
         """A tracker of prompt tokens: monitors skip their `exclude_first` tokens."""
@@ -62,38 +76,37 @@ class Tracker:
     def __init__(self, plan: TrackerPlan, first_in_scope: NDArray[np.int64]) -> None:
         self._plan = plan
         self.first_in_scope = first_in_scope  # [num_monitors], index of the first token with a score
-        self._first = tuple(int(first_in_scope[columns].max()) for columns in plan.columns)  # by group
+        self._first = tuple(int(first_in_scope[group.monitors].max()) for group in plan.groups)
         self._num_tokens = 0
-        self._aggregators = [
-            g.aggregator.start(size) for g, size in zip(plan.groups, plan.sizes, strict=True)
-        ]
+        self._aggregators = [group.alike.aggregator.start(group.num_values) for group in plan.groups]
         self._failed = np.zeros(plan.num_monitors, dtype=np.bool_)
         self._maxima = np.full(plan.num_monitors, -np.inf)
 
     def push(self, values: NDArray[np.floating]) -> Array:
-        """The running score after each of the next tokens. values: [n, num_monitors] raw -> [n, num_monitors].
+        """The running score after each of the next tokens. values: [n, num_values] raw -> [n, num_monitors].
 
         A value that is not finite makes its monitor's score NaN from there to the end of the phase.
         A token before `first_in_scope` has the score OUT_OF_SCOPE.
         """
-        if values.shape[1:] != (self._plan.num_monitors,):
-            raise ValueError(f"values have shape {values.shape}; needs [n, {self._plan.num_monitors}]")
-        scores = values.astype(np.float64)
-        if not len(scores):
-            return scores
-        failed = self._failures(scores)
         plan = self._plan
-        for group, columns, first, state in zip(
-            plan.groups, plan.columns, self._first, self._aggregators, strict=True
-        ):
+        if values.shape[1:] != (plan.num_values,):
+            raise ValueError(f"values have shape {values.shape}; needs [n, {plan.num_values}]")
+        raw = values.astype(np.float64)
+        scores = np.empty((len(raw), plan.num_monitors))
+        if not len(raw):
+            return scores
+        failed = self._failures(raw)
+        for group, first, state in zip(plan.groups, self._first, self._aggregators, strict=True):
             skipped = max(0, first - self._num_tokens)
-            z = scores[skipped:, columns]  # a view if the columns are a slice, else a copy
+            z = raw[skipped:, group.values]  # a view if the columns are a slice, else a copy
             if len(z):
-                state.update(z)
-                if group.link is Link.SIGMOID:
+                z = state.update(z)
+                if group.readout is not None:
+                    z = group.readout(torch.from_numpy(z)).numpy()[:, None]
+                if group.alike.link is Link.SIGMOID:
                     _sigmoid(z)
-                scores[skipped:, columns] = z
-            scores[:skipped, columns] = OUT_OF_SCOPE
+                scores[skipped:, group.monitors] = z
+            scores[:skipped, group.monitors] = OUT_OF_SCOPE
         if failed is not None:
             scores[failed] = np.nan
         np.maximum(self._maxima, scores[0] if len(scores) == 1 else scores.max(axis=0), out=self._maxima)
@@ -123,14 +136,20 @@ class Tracker:
         other.restore(self.snapshot())
         return other
 
-    def _failures(self, scores: Array) -> NDArray[np.bool_] | None:
-        """Which scores must be NaN: [n, num_monitors], or None. Zeroes the bad values, so that state stays finite."""
-        finite = np.isfinite(scores)
+    def _failures(self, raw: Array) -> NDArray[np.bool_] | None:
+        """Which scores must be NaN: [n, num_monitors], or None. Zeroes the bad values, so that state stays finite.
+
+        One bad value of a monitor is enough: the others alone might make a low score.
+        """
+        finite = np.isfinite(raw)
         if finite.all() and not self._failed.any():
             return None
+        plan = self._plan
+        raw[~finite] = 0.0
         bad = ~finite
-        scores[bad] = 0.0
-        tokens = np.arange(self._num_tokens, self._num_tokens + len(scores))
+        if plan.num_values != plan.num_monitors:
+            bad = np.logical_or.reduceat(bad, plan.starts, axis=1)
+        tokens = np.arange(self._num_tokens, self._num_tokens + len(raw))
         bad &= tokens[:, None] >= self.first_in_scope
         bad[0] |= self._failed
         failed = np.logical_or.accumulate(bad, axis=0)
@@ -138,7 +157,21 @@ class Tracker:
         return failed
 
 
-def _as_slice(columns: list[int]) -> slice | NDArray[np.intp]:
+def _groups(monitors: Sequence[Monitor], slices: Sequence[slice]) -> Iterator[_Group]:
+    members: dict[_Alike, list[int]] = {}
+    for place, (monitor, values) in enumerate(zip(monitors, slices, strict=True)):
+        alike = _Alike(monitor.aggregator, monitor.link, monitor.exclude_first)
+        if monitor.transform.num_values == 1:
+            members.setdefault(alike, []).append(place)
+        else:
+            own = slice(place, place + 1)
+            yield _Group(alike, values.stop - values.start, values, own, monitor.transform.readout)
+    for alike, places in members.items():
+        columns = [slices[place].start for place in places]
+        yield _Group(alike, len(places), _as_slice(columns), _as_slice(places), None)
+
+
+def _as_slice(columns: list[int]) -> Columns:
     """Adjacent columns as a slice, which numpy reads without a copy."""
     if columns[-1] - columns[0] + 1 == len(columns):
         return slice(columns[0], columns[-1] + 1)

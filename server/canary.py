@@ -10,12 +10,12 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import numpy as np
 import structlog
 
 from monitors.artifacts import MonitorSet
 from monitors.artifacts.canary import Canary, CanarySequence
 from monitors.base import Monitor
+from monitors.layout import Picker
 from monitors.tracker import TrackerPlan
 from server.engines.base import Engine, EngineError, EngineRequest, SamplingParams
 
@@ -95,16 +95,13 @@ class CanaryWatch:
         request = EngineRequest(
             f"canary-{secrets.token_hex(8)}", ids, SamplingParams(max_tokens=1, temperature=0.0)
         )
-        tracker = TrackerPlan([monitor]).prompt()
+        tracker, picker = TrackerPlan([monitor]).prompt(), Picker([monitor])
         steps = self._engine.generate(request)
         try:
             async for step in steps:
-                values = (
-                    np.full((step.num_scored, 1), np.nan, np.float32)
-                    if step.values is None or monitor not in step.monitors
-                    else step.values[:, [step.monitors.index(monitor)]]
-                )
-                tracker.push(values)
+                if step.values is None:
+                    return math.nan
+                tracker.push(picker.pick(step.values, step.monitors))
                 if step.final:
                     break
         finally:

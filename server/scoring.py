@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from guard.types import Phase, Score, StepScores
 from monitors.base import Monitor
+from monitors.layout import Picker
 from monitors.tracker import OUT_OF_SCOPE, Tracker, TrackerPlan
 from server.engines.base import StepOutput
 
@@ -17,26 +18,10 @@ class _PhasePlan:
     """The monitors that are tracked in one phase. Shared by all choices that need the same ones."""
 
     def __init__(self, phase: Phase, monitors: Sequence[Monitor]) -> None:
-        self.monitors = tuple(monitors)
         self.names = tuple(monitor.name for monitor in monitors)
         plan = TrackerPlan(monitors)
         self.start = plan.prompt if phase is Phase.PROMPT else plan.response
-        self._layout: tuple[Monitor, ...] | None = None
-        self._columns: NDArray[np.intp] = np.empty(0, np.intp)
-
-    def pick(self, values: NDArray[np.float32], layout: tuple[Monitor, ...]) -> NDArray[np.float32]:
-        """The values of these monitors among an engine's columns, which move when monitors are exchanged under traffic.
-
-        values: [n, len(layout)] -> [n, len(self.monitors)]. A monitor that isn't there reads NaN, and so fails closed.
-        """
-        if layout is not self._layout:
-            place = {id(monitor): column for column, monitor in enumerate(layout)}
-            self._columns = np.array([place.get(id(monitor), -1) for monitor in self.monitors], np.intp)
-            self._layout = layout
-        if self._columns.size and self._columns.min() < 0:
-            padded = np.pad(values, ((0, 0), (0, 1)), constant_values=np.nan)
-            return padded[:, self._columns]
-        return values[:, self._columns]
+        self.picker = Picker(monitors)
 
 
 class Scoring:
@@ -72,7 +57,7 @@ class _PhaseScorer:
         self._blocks: list[NDArray[np.float32]] = []  # [n, num_monitors] each
 
     def push(self, values: NDArray[np.float32], layout: tuple[Monitor, ...]) -> dict[str, Sequence[Score]]:
-        running = self._tracker.push(self._plan.pick(values, layout))
+        running = self._tracker.push(self._plan.picker.pick(values, layout))
         # float32 is what the decision log keeps, so decide on just that: a replay then sees the same numbers
         block = running.astype(np.float32)
         self._blocks.append(block)

@@ -153,7 +153,8 @@ class _Reader:
             return self._feature(folder, file, file.sae, hook_points)
         tensors = read_weights(folder / WEIGHTS_FILE, self._root, file.weights_sha256)
         transform = MONITORS[file.kind].restore(hook_points, tensors, file.params)
-        self._check_width(tensors, [column.weight for column in transform.columns])
+        self._check_width(tensors, [len(c.weight) for c in transform.columns])
+        self._check_width(tensors, [f.d_model for f in transform.functions])
         if transform.params != file.params:
             raise ValueError(f"has params {file.params}; kind {file.kind!r} needs {dict(transform.params)}")
         return transform
@@ -169,7 +170,7 @@ class _Reader:
             directions: tuple[Direction, ...] = (feature.direction,)
         else:
             directions = _plain_directions(file, hook_points, tensors)
-        self._check_width(tensors, [direction.vector for direction in directions])
+        self._check_width(tensors, [len(direction.vector) for direction in directions])
         return directions
 
     def _feature(
@@ -184,7 +185,7 @@ class _Reader:
             raise ValueError(f"has params {file.params}; a feature of an SAE folder needs none")
         feature = sae.feature(reference.feature)
         check_finite(self._root / reference.path, feature.tensors)
-        self._check_width({"W_dec": sae.W_dec}, [feature.encoder, feature.decoder])
+        self._check_width({"W_dec": sae.W_dec}, [len(feature.encoder), len(feature.decoder)])
         return feature
 
     def _sae(self, folder: Path, reference: SaeReference, sha256: str) -> SparseAutoencoder:
@@ -225,13 +226,10 @@ class _Reader:
             raise ArtifactError(f"{path}: hook points repeat: {', '.join(file.hook_points)}")
         return hook_points
 
-    def _check_width(self, tensors: Mapping[str, Tensor], rows: Sequence[Tensor]) -> None:
-        for row in rows:
-            if tuple(row.shape) != (self._model.d_model,):
-                shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
-                raise ValueError(
-                    f"weights have shapes {shapes}; this model's d_model is {self._model.d_model}"
-                )
+    def _check_width(self, tensors: Mapping[str, Tensor], widths: Sequence[int]) -> None:
+        if any(width != self._model.d_model for width in widths):
+            shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items())
+            raise ValueError(f"weights have shapes {shapes}; this model's d_model is {self._model.d_model}")
 
 
 def _plain_directions(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guard.types import Phase
 from monitors.artifacts import MonitorSet
-from monitors.base import Calibration, Column, Monitor, Threshold
+from monitors.base import Calibration, Monitor, Threshold, Transform
 from monitors.norms import NormSummary
 from monitors.types import HookPoint
 from server.engines.base import (
@@ -45,11 +45,10 @@ class Script:
 
 
 @dataclass(frozen=True, slots=True)
-class _PlayedScore:
+class _PlayedScore(Transform):
     """A monitor kind without weights: its value comes from the script."""
 
     kind: ClassVar[str] = "played"
-    columns: tuple[Column, ...] = ()
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:

@@ -108,15 +108,13 @@ def plain_values(loaded: LoadedModel, monitors: Sequence[Monitor], ids: Sequence
     states[last + 1] = _last_block_output(
         loaded, ids
     )  # transformers reports the last one after the final norm
-    columns = []
-    for monitor in monitors:
-        total = torch.zeros(len(ids), device=loaded.model.device)
-        for column in monitor.transform.columns:
-            point = column.hook_point
-            state = states[point.layer if point.kind is HookKind.RESID_PRE else point.layer + 1]
-            total = total + column.to(loaded.model.device).evaluate(state[0].float())
-        columns.append(total.cpu().numpy())
-    return np.stack(columns, axis=1)
+
+    def rows(point: HookPoint) -> torch.Tensor:
+        state = states[point.layer if point.kind is HookKind.RESID_PRE else point.layer + 1]
+        return state[0].float().cpu()
+
+    values = [m.transform.values({point: rows(point) for point in m.hook_points}) for m in monitors]
+    return torch.cat(values, dim=1).numpy()
 
 
 def _last_block_output(loaded: LoadedModel, ids: Sequence[int]) -> torch.Tensor:

@@ -1,11 +1,11 @@
 """The direction of a monitor at each hook point that it reads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from monitors.base import Column, Monitor
+from monitors.base import Monitor
 from monitors.direction import Cosine
 from monitors.linear import Linear
 from monitors.sae_feature import SaeFeature
@@ -30,34 +30,21 @@ def directions(monitor: Monitor, positives: Mapping[HookPoint, Tensor]) -> dict[
 
 
 def _gradients(monitor: Monitor, positives: Mapping[HookPoint, Tensor]) -> dict[HookPoint, Tensor]:
-    """d(sum of the raw values)/dx, averaged over the rows.
+    """d(score of a row for itself)/dx, averaged over the rows.
 
     A monitor that weighs tokens by attention has weights (queries) and values: only the values say what it looks for.
     """
     leaves = {point: positives[point].float().clone().requires_grad_() for point in monitor.hook_points}
     with torch.enable_grad():
-        values = _values(monitor, leaves)
+        values = monitor.transform.values(leaves)
         if monitor.aggregator.kind in {"attention", "rolling_attention"}:
             values = values[:, values.shape[1] // 2 :]
-        found = torch.autograd.grad(values.sum(), list(leaves.values()), allow_unused=True)
+        score = monitor.transform.readout(values) if values.shape[1] > 1 else values
+        found = torch.autograd.grad(score.sum(), list(leaves.values()), allow_unused=True)
     return {
         point: torch.zeros_like(leaf[0]) if gradient is None else gradient.mean(dim=0)
         for (point, leaf), gradient in zip(leaves.items(), found, strict=True)
     }
-
-
-def _values(monitor: Monitor, rows: Mapping[HookPoint, Tensor]) -> Tensor:
-    """The monitor's raw values from its columns, row functions and head: [n, num_values]."""
-    transform = monitor.transform
-    columns: Sequence[Column] = transform.columns
-    parts = [column.evaluate(rows[column.hook_point])[:, None] for column in columns]
-    parts += [f.evaluate(rows[f.hook_point]) for f in getattr(transform, "row_functions", ())]
-    values = torch.cat(parts, dim=1)
-    head = getattr(transform, "head", None)
-    if head is None:
-        return values
-    result: Tensor = getattr(head, "evaluate", head)(values)
-    return result
 
 
 def _unit(vector: Tensor, point: HookPoint, name: str) -> Tensor:

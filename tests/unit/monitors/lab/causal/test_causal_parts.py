@@ -1,7 +1,7 @@
 """The card's parts against their plain definitions."""
 
 from dataclasses import replace
-from types import SimpleNamespace
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitors.aggregate import AggregatorSpec
-from monitors.base import Column, Monitor, Rectifier
+from monitors.base import Column, Monitor, Rectifier, Transform
 from monitors.lab.causal import parse_behaviour
 from monitors.lab.causal.behaviour import first_tokens
 from monitors.lab.causal.directions import directions
@@ -213,14 +213,21 @@ def test_the_direction_of_a_linear_probe_is_its_weight_at_each_layer():
 
 
 def test_the_direction_of_any_other_kind_is_its_mean_gradient_on_positives():
-    """Two rectified columns and a quadratic row function, whose gradients are written down."""
-    quadratic = SimpleNamespace(hook_point=POINT, evaluate=lambda x: 0.5 * (x @ CAUSE)[:, None] ** 2)
-    columns = (Column(POINT, UNIT, 0.3, rectifier=Rectifier()), Column(POINT, -UNIT, rectifier=Rectifier()))
-    transform = SimpleNamespace(columns=columns, row_functions=(quadratic,))
-    found = directions(Monitor("m", transform), {POINT: X})[POINT]
+    """Two rectified columns, whose gradients are written down."""
+    found = directions(Monitor("m", _Bent()), {POINT: X})[POINT]
     p = X @ UNIT
-    gradients = ((p + 0.3 > 0).float() - (p < 0).float())[:, None] * UNIT + (X @ CAUSE)[:, None] * CAUSE
+    gradients = ((p + 0.3 > 0).float() - 2 * (p < 0).float())[:, None] * UNIT
     torch.testing.assert_close(found, torch.nn.functional.normalize(gradients.mean(dim=0), dim=0))
+
+
+class _Bent(Transform):
+    kind = "bent"
+    tensors = params = MappingProxyType({})
+    columns = (Column(POINT, UNIT, 0.3, rectifier=Rectifier()), Column(POINT, -2 * UNIT, rectifier=Rectifier()))
+
+    @classmethod
+    def restore(cls, hook_points, tensors, params):
+        return cls()
 
 
 def test_a_direction_of_zero_is_refused():
