@@ -58,6 +58,14 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages as the chat template takes them, and the token ids that it makes of them."""
+
+    messages: list[Message]
+    ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class _Job:
     """A choice that was asked for. `text` is only made where the decision log needs it, `messages` where a rule asks somebody."""
 
@@ -76,10 +84,7 @@ class Admission:
     async def chat(self, body: ChatRequest, request_id: str, endpoint: str = "chat") -> Admitted:
         """A conversation, by whichever endpoint it came. Raises ApiError."""
         self._check(body.model, body.num_unknown_fields)
-        param = _PARAMS[endpoint]
-        check_characters(self._service, sum(len(message.text) for message in body.messages), param)
-        messages = as_prompt(body.messages)
-        prompt = await self._templated(messages, param)
+        prompt = await self.conversation(body.messages, endpoint)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         max_tokens = body.max_completion_tokens or body.max_tokens
         n = body.n or 1
@@ -87,13 +92,20 @@ class Admission:
             body.sampling(max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=None, choice=choice)
             for choice in range(n)
         ]
-        text = partial(PromptText.chat, messages)
+        text = partial(PromptText.chat, prompt.messages)
         return self._admit(
             endpoint,
             _caller(body, request_id, all_scores=body.moderation is not None),
-            [_Job(prompt, text, lambda: messages, sampling) for sampling in samplings],
-            _turn(messages),
+            [_Job(prompt.ids, text, lambda: prompt.messages, sampling) for sampling in samplings],
+            _turn(prompt.messages),
         )
+
+    async def conversation(self, messages: Sequence[ChatMessage], endpoint: str) -> Conversation:
+        """Messages as the model is shown them. Raises ApiError."""
+        param = _PARAMS[endpoint]
+        check_characters(self._service, sum(len(message.text) for message in messages), param)
+        prompt = as_prompt(messages)
+        return Conversation(prompt, await self._templated(prompt, param))
 
     async def scoring(
         self, endpoint: str, model: str, conversations: Sequence[list[Message]], caller: Caller

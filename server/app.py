@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api import admin, chat, completions, health, models, moderations, responses, tokenizing
+from server.api import admin, chat, completions, health, messages, models, moderations, responses, tokenizing
 from server.api.errors import ApiError, handle_api_error, handle_validation_error
 from server.middleware import BodyLimit, RequestContext
 from server.service import Service
@@ -34,6 +34,7 @@ def create_app(service: Service, *, expose_metrics: bool = False) -> FastAPI:
         chat.router,
         completions.router,
         responses.router,
+        messages.router,
         moderations.router,
         tokenizing.router,
         models.router,
@@ -73,7 +74,7 @@ def _plain_app(service: Service, lifespan: object) -> FastAPI:
 
 
 async def _handle_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals (no such path, wrong method, body too large) in OpenAI's shape."""
+    """Starlette's own refusals (no such path, wrong method, body too large) in the shape of the surface that was asked."""
     assert isinstance(error, HTTPException)  # noqa: S101  # registered for this type only
     code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code)
-    return ApiError(error.status_code, str(error.detail), code=code).response()
+    return ApiError(error.status_code, str(error.detail), code=code).response(request.url.path)

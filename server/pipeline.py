@@ -58,6 +58,9 @@ class Closed:
     stop: Stop | None
     phase: Phase
     num_completion_tokens: int
+    by_stop_string: bool = (
+        False  # the model's text was cut at one; else STOP is an end-of-sequence or stop token
+    )
 
 
 Event = Opened | Delta | Said | Closed
@@ -142,7 +145,9 @@ async def guarded(engine: Engine, choice: Choice, clock: Callable[[], float]) ->
                         else:
                             yield event
                 if closed is None and step.finish is not None:
-                    closed = Closed(step.finish, None, Phase.RESPONSE, held.num_generated)
+                    # an end-of-sequence token is not scored, what completes a stop string is
+                    cut = step.finish is FinishReason.STOP and step.num_scored > 0
+                    closed = Closed(step.finish, None, Phase.RESPONSE, held.num_generated, by_stop_string=cut)
                 if closed is not None:
                     break
                 if step.final:

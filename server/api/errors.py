@@ -49,9 +49,11 @@ class ApiError(Exception):
             **(extra or {}),
         }
 
-    def response(self) -> Response:
+    def response(self, path: str) -> Response:
+        """In the shape of the surface at this path."""
+        body = anthropic_body(self) if path.startswith(_ANTHROPIC_PATH) else self.body
         return Response(
-            orjson.dumps(self.body),
+            orjson.dumps(body),
             status_code=self.status,
             headers=self.headers,
             media_type="application/json",
@@ -168,15 +170,29 @@ def _place(loc: Sequence[int | str]) -> str:
     return f"{parts[0]}.*" if parts and parts[0] in _OPEN_KEYS and len(parts) > 1 else ".".join(parts)[:200]
 
 
-def respond(path: str, error: ApiError) -> Response:
-    """The answer that tells of an error, in the shape of the surface that was asked."""
-    return error.response()
+_ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def anthropic_body(error: ApiError) -> Body:
+    """An error as Anthropic's API shapes it, with OpenAI's `code` and `param` beside."""
+    kind = "api_error" if error.status >= 500 else "invalid_request_error"  # noqa: PLR2004  # HTTP's classes
+    own = {**error.body["error"], "type": _ANTHROPIC_KINDS.get(error.status, kind)}
+    return {**error.body, "type": "error", "error": own}
 
 
 async def handle_api_error(request: Request, error: Exception) -> Response:
-    return respond(request.url.path, from_failure(error))
+    return from_failure(error).response(request.url.path)
 
 
 async def handle_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101  # registered for this type only
-    return respond(request.url.path, from_validation(error))
+    return from_validation(error).response(request.url.path)

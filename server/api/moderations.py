@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from guard.types import Phase
 from server.admission import Admission, Admitted, Caller
-from server.api.errors import from_failure, respond, unavailable
+from server.api.errors import from_failure, unavailable
 from server.api.fields import EndUser, Metadata, Text, num_unknown
 from server.api.running import Events, GuardedResponse
 from server.api.schema import TextPart
@@ -83,7 +83,7 @@ class Verdicts(GuardedResponse):
             await self._drain(events)
             response = self._whole()
         except Exception as error:  # noqa: BLE001  # whatever was raised, the client gets a well-formed answer
-            response = respond(scope["path"], from_failure(error))
+            response = from_failure(error).response(scope["path"])
         response.headers.update(self._guard_headers() | {"x-interlock-action": self._action_so_far()})
         await response(scope, receive, send)
 

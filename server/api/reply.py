@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from guard.types import Phase, Stop, StopReason
 from server.admission import Admitted
-from server.api.errors import ApiError, Body, from_failure, respond, unavailable
+from server.api.errors import ApiError, Body, from_failure, unavailable
 from server.api.fields import obfuscation
 from server.api.running import Events, GuardedResponse, Result
 from server.pipeline import Closed, Event, Said
@@ -143,7 +143,7 @@ class Reply(GuardedResponse):
             await self._drain(events)
             response = self._whole()
         except Exception as error:  # noqa: BLE001  # whatever was raised, the client gets a well-formed answer
-            response = respond(scope["path"], from_failure(error))
+            response = from_failure(error).response(scope["path"])
         response.headers.update(self._own_headers())
         await response(scope, receive, send)
 

@@ -103,7 +103,7 @@ class ResponsesRequest(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     metadata: Metadata | None = None
-    user: EndUser | None = None
+    user: Annotated[Text, Field(max_length=512)] | None = None
     safety_identifier: EndUser | None = None
     moderation: Moderation | None = None
 

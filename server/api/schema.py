@@ -27,7 +27,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 PositiveInt = Annotated[int, Field(ge=1, le=_INT32)]
 TokenId = Annotated[int, Field(ge=0, le=_INT32, strict=True)]
-_StopString = Annotated[Text, Field(min_length=1, max_length=256)]
+StopString = Annotated[Text, Field(min_length=1, max_length=256)]
 
 
 class TextPart(BaseModel):
@@ -100,7 +100,7 @@ class GenerationRequest(BaseModel):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: _StopString | Annotated[list[_StopString], Field(max_length=16)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
     stop_token_ids: Annotated[list[int], Field(max_length=64)] | None = None
     ignore_eos: bool = False
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -113,7 +113,7 @@ class GenerationRequest(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     metadata: Metadata | None = None
-    user: EndUser | None = None
+    user: Annotated[Text, Field(max_length=512)] | None = None
     safety_identifier: EndUser | None = None
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None  # vLLM's
 

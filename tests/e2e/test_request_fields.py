@@ -120,8 +120,9 @@ def test_a_reply_can_be_sent_back_as_history_as_the_client_dumps_it(serve):
 
 def test_identifiers_of_end_users_have_a_limit(serve):
     live = serve(script=PLAIN)
-    for field in ("user", "safety_identifier"):
-        reply = post(live, CHAT, **{field: "x" * 129})
+    for field, limit in (("user", 512), ("safety_identifier", 128)):
+        assert post(live, CHAT, **{field: "x" * limit}).status_code == 200
+        reply = post(live, CHAT, **{field: "x" * (limit + 1)})
         assert (reply.status_code, reply.json()["error"]["param"]) == (400, field)
         assert post(live, CHAT, **{field: ["x"]}).status_code == 400
 
