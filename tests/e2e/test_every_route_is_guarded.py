@@ -1,0 +1,186 @@
+"""One guarded pipeline under every route: the router is walked, and whatever runs the model must do so through `guarded`.
+
+A new route fails here until it is in one of the two tables below; and a route that reaches the engine by another way
+fails whatever table it is in.
+"""
+
+import inspect
+from collections.abc import Iterator
+
+import orjson
+import pytest
+from fastapi import APIRouter, FastAPI, Request
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from server.app import create_admin_app, create_app
+from server.engines.base import EngineRequest, SamplingParams
+from server.engines.scripted import Script, ScriptedEngine
+from server.pipeline import guarded
+from tests.e2e.conftest import make_service, scores
+
+WORD = "zebra"  # what the model says
+MODEL = {"model": "scripted"}
+HELLO = [{"role": "user", "content": "hello"}]
+
+# route -> a body that makes it run the model
+RUNS_THE_MODEL = {
+    ("POST", "/v1/chat/completions"): {**MODEL, "messages": HELLO},
+    ("POST", "/v1/completions"): {**MODEL, "prompt": "hello"},
+    ("POST", "/v1/responses"): {**MODEL, "input": "hello"},
+    ("POST", "/v1/messages"): {**MODEL, "messages": HELLO, "max_tokens": 100},
+    ("POST", "/v1/moderations"): {"input": "hello"},
+}
+
+# route -> a body that it accepts, None where it takes none
+NEVER_RUNS_THE_MODEL = {
+    ("POST", "/v1/messages/count_tokens"): {**MODEL, "messages": HELLO},
+    ("POST", "/tokenize"): {"prompt": "hello"},
+    ("POST", "/detokenize"): {"tokens": [104]},
+    ("GET", "/tokenizer_info"): None,
+    ("GET", "/v1/models"): None,
+    ("GET", "/v1/models/{model_id:path}"): None,
+    ("GET", "/health"): None,
+    ("HEAD", "/health"): None,
+    ("GET", "/ping"): None,
+    ("POST", "/ping"): None,
+    ("GET", "/version"): None,
+    ("GET", "/metrics"): None,
+    ("GET", "/-/policy"): None,
+    ("POST", "/-/reload"): None,
+    ("GET", "/-/audit"): None,
+}
+
+POLICY = """
+apiVersion: interlock/v1
+kind: Policy
+metadata: {name: p, version: "1"}
+rules:
+  - {id: block, when: max(%s.harm) > 0.5, then: {block: {message: "Withheld."}}}
+tests:
+  - {name: t, given: {%s: {harm: "0.9"}}, expect: {action: block}}
+"""
+
+
+class WatchedEngine(ScriptedEngine):
+    """Knows of each run whether the pipeline drives it."""
+
+    def __init__(self, script):
+        super().__init__(lambda _: script, ("harm", "deception"))
+        self.runs = []
+
+    async def generate(self, request):
+        self.runs.append(_is_driven_by_the_pipeline())
+        async for step in super().generate(request):
+            yield step
+
+
+def _is_driven_by_the_pipeline():
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is guarded.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def walk(routes) -> Iterator[tuple[str, str]]:
+    for route in routes:
+        if hasattr(route, "original_router"):  # what FastAPI makes of an included router
+            yield from walk(route.original_router.routes)
+        elif isinstance(route, Route) or hasattr(route, "methods"):
+            yield from ((method, route.path) for method in sorted(route.methods))
+        else:
+            pytest.fail(f"this test can't walk a {type(route).__name__}; teach it to")
+
+
+def service_with(tmp_path, phase="response"):
+    harmful = {"harm": [0.9] * 500, "deception": [0.1] * 500}
+    quiet = scores(count=500)
+    script = Script(
+        [WORD] * 5, harmful if phase == "prompt" else quiet, harmful if phase == "response" else quiet
+    )
+    return make_service(WatchedEngine(script), POLICY % (phase, phase), tmp_path / "audit.jsonl")
+
+
+def ask(client, route, body, **changes):
+    method, path = route
+    path = path.replace("{model_id:path}", "scripted")
+    return client.request(method, path, json=None if body is None else {**body, **changes})
+
+
+def check(app: FastAPI) -> None:
+    """Raises AssertionError for a route that runs the model beside the pipeline, or is in no table."""
+    engine = app.state.service.engine
+    with TestClient(app) as client:
+        for route in walk(app.routes):
+            engine.runs.clear()
+            if route in NEVER_RUNS_THE_MODEL:
+                reply = ask(client, route, NEVER_RUNS_THE_MODEL[route])
+                assert reply.status_code == 200, (route, reply.text)
+                assert engine.runs == [], f"{route} runs the model; its table says never"
+                continue
+            assert route in RUNS_THE_MODEL, f"{route} is in no table of this test: does it run the model?"
+            ask(client, route, RUNS_THE_MODEL[route])
+            assert engine.runs == [True], f"{route} runs the model beside the pipeline"
+
+
+def test_every_route_that_runs_the_model_does_so_through_the_pipeline(tmp_path):
+    app = create_app(service_with(tmp_path), expose_metrics=True)
+    check(app)
+    assert set(walk(app.routes)) >= set(RUNS_THE_MODEL), "the tables have a route that the server has not"
+
+
+def test_no_route_of_the_admin_port_runs_the_model(tmp_path):
+    app = create_admin_app(service_with(tmp_path))
+    assert set(walk(app.routes)) <= set(NEVER_RUNS_THE_MODEL)
+    check(app)
+
+
+def _beside_the_pipeline() -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/new")
+    async def new(request: Request):
+        steps = request.app.state.service.engine.generate(EngineRequest("x", [1], SamplingParams()))
+        return {"text": "".join([token.text async for step in steps for token in step.tokens])}
+
+    return router
+
+
+@pytest.mark.parametrize("table", [None, RUNS_THE_MODEL, NEVER_RUNS_THE_MODEL], ids=["none", "runs", "never"])
+def test_a_route_beside_the_pipeline_is_found_whatever_table_it_is_in(tmp_path, monkeypatch, table):
+    app = create_app(service_with(tmp_path))
+    app.include_router(_beside_the_pipeline())
+    if table is not None:
+        monkeypatch.setitem(table, ("POST", "/v1/new"), {})
+    with pytest.raises(AssertionError, match="/v1/new"):
+        check(app)
+
+
+GENERATING = [route for route in RUNS_THE_MODEL if route[1] != "/v1/moderations"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", GENERATING, ids=lambda route: route[1])
+def test_what_is_blocked_leaves_by_no_route(tmp_path, route, stream):
+    """Not a word of the reply, a decision record, and no success in what the client is told."""
+    service = service_with(tmp_path, "response")
+    with TestClient(create_app(service)) as client:
+        reply = ask(client, route, RUNS_THE_MODEL[route], stream=stream)
+    assert reply.status_code == 200
+    assert WORD not in reply.text
+    assert "content_filter" in reply.text or '"refusal"' in reply.text
+    (record,) = map(orjson.loads, (tmp_path / "audit.jsonl").read_bytes().splitlines())
+    assert (record["action"], record["delivered_tokens"]) == ("block", 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", GENERATING, ids=lambda route: route[1])
+def test_a_blocked_prompt_is_a_400_by_every_route_before_a_stream_begins(tmp_path, route, stream):
+    service = service_with(tmp_path, "prompt")
+    with TestClient(create_app(service)) as client:
+        reply = ask(client, route, RUNS_THE_MODEL[route], stream=stream)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "content_filter")
+    assert reply.json()["interlock"]["phase"] == "prompt"
+    assert reply.headers["x-interlock-action"] == "block"
