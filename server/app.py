@@ -9,7 +9,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from server.api import admin, chat, completions, health, messages, models, moderations, responses, tokenizing
+from server.api import (
+    admin,
+    chat,
+    completions,
+    health,
+    litellm_guardrail,
+    messages,
+    models,
+    moderations,
+    responses,
+    tokenizing,
+)
 from server.api.errors import ApiError, handle_api_error, handle_validation_error
 from server.middleware import BodyLimit, RequestContext
 from server.service import Service
@@ -36,6 +47,7 @@ def create_app(service: Service, *, expose_metrics: bool = False) -> FastAPI:
         responses.router,
         messages.router,
         moderations.router,
+        litellm_guardrail.router,
         tokenizing.router,
         models.router,
         health.router,
