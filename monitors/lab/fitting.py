@@ -38,7 +38,10 @@ class Search:
     seed: int = 0
 
     def recipes(self, phase: Phase) -> list[Recipe]:
-        """Every combination. Raises ValueError for an unknown kind."""
+        """Every combination that the kind allows; where it allows none of the aggregators, the one that it is trained with.
+
+        Raises ValueError for an unknown kind.
+        """
         found = []
         for kind in dict.fromkeys(k for name in self.kinds for k in KIND_SETS.get(name, (name,))):
             if kind not in TRAINERS:
@@ -47,11 +50,12 @@ class Search:
             places = [self.hook_points] if trainer.all_layers else [(point,) for point in self.hook_points]
             penalised = "penalty" in trainer.settings
             choices = [{"penalty": value} for value in self.penalties] if penalised else [{}]
+            allowed = [one for one in self.aggregators if one.kind in trainer.aggregators]
             found += [
                 Recipe(kind, points, phase, aggregator, self.exclude_first, settings)
                 for points in places
                 for settings in choices
-                for aggregator in self.aggregators
+                for aggregator in allowed or [trainer.trained_with(settings)]
             ]
         return found
 

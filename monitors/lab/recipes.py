@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from monitors.aggregate import AggregatorSpec
-from monitors.base import Link, Monitor
+from monitors.base import Monitor
 from monitors.lab.pooling import Pooled
 from monitors.lab.sections.base import Phase
 from monitors.lab.sections.fit import AggregatorPart, RecipePart
@@ -32,6 +32,12 @@ class Recipe:
         if unknown := self.settings.keys() - known.keys():
             raise ValueError(
                 f"trainer {self.trainer!r} has no setting {', '.join(sorted(unknown))}; it has {', '.join(known)}"
+            )
+        allowed = TRAINERS[self.trainer].aggregators
+        if self.aggregator.kind not in allowed:
+            raise ValueError(
+                f"trainer {self.trainer!r} can't be aggregated by {self.aggregator.kind!r}; "
+                f"allowed: {', '.join(sorted(allowed))}"
             )
 
     def to_part(self) -> RecipePart:
@@ -84,7 +90,7 @@ def fit(
         name,
         trainer.train(task, settings),
         recipe.aggregator,
-        Link.SIGMOID,
+        trainer.link,
         recipe.exclude_first if recipe.phase == "prompt" else 0,
         trained_with=None if trained_with == recipe.aggregator else trained_with,
     )

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from monitors.aggregate import AggregatorSpec
-from monitors.base import Transform
+from monitors.aggregate import ELEMENTWISE, AggregatorSpec
+from monitors.base import Link, Transform
 from monitors.lab.pooling import Pooled
 from monitors.lab.sections.base import Phase
 from monitors.lab.statistics import Ints
@@ -34,3 +34,5 @@ class Trainer:
     settings: Settings  # with their defaults
     trained_with: Callable[[Settings], AggregatorSpec]  # how scores were aggregated while fitting
     all_layers: bool = False  # reads every hook point at once, so that there is no layer to choose
+    aggregators: frozenset[str] = ELEMENTWISE  # which its kind allows at run time
+    link: Link = Link.SIGMOID  # identity where the score is no log-odds

@@ -1,5 +1,7 @@
 """Fitting: trainers find what was planted and nothing else; folds, baselines and the sweep are honest."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -273,6 +275,18 @@ def test_a_set_of_kinds_is_tried_once_each():
         "lda",
         "logistic_layers",
     ]
+
+
+def test_a_kind_is_tried_with_the_aggregators_that_it_allows(monkeypatch: pytest.MonkeyPatch):
+    picky = replace(TRAINERS["logistic"], aggregators=frozenset({"mean", "last"}))
+    monkeypatch.setitem(TRAINERS, "picky", picky)
+    ema, last = AggregatorSpec("ema", alpha=0.5), AggregatorSpec("last")
+    tried = [one.aggregator for one in Search(("picky",), POINTS[:1], (ema, last)).recipes("prompt")]
+    assert tried == [last]
+    only = [one.aggregator for one in Search(("picky",), POINTS[:1], (ema,)).recipes("prompt")]
+    assert only == [MEAN]  # what it is trained with
+    with pytest.raises(ValueError, match=r"'picky' can't be aggregated by 'ema'; allowed: last, mean"):
+        Recipe("picky", POINTS[:1], "prompt", ema)
 
 
 def test_the_sweep_chooses_the_layer_where_something_was_planted(pooled: Pooled):
