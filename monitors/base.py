@@ -187,6 +187,13 @@ def expect_tensors(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int
         sizes.update(zip(shape, found, strict=True))
 
 
+def only_hook_point(hook_points: Sequence[HookPoint], what: str) -> HookPoint:
+    """The one that there is. Raises ValueError if there are several; what: `a direction`."""
+    if len(hook_points) != 1:
+        raise ValueError(f"{what} has one hook point, not {len(hook_points)}")
+    return hook_points[0]
+
+
 LAST = AggregatorSpec("last")
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-from monitors.base import Column, Params, Scale, Transform, expect_tensors
+from monitors.base import Column, Params, Scale, Transform, expect_tensors, only_hook_point
 from monitors.types import HookPoint
 
 
@@ -38,6 +38,4 @@ class Cosine(Transform):
     @classmethod
     def restore(cls, hook_points: Sequence[HookPoint], tensors: Mapping[str, Tensor], params: Params) -> Self:
         expect_tensors(tensors, {"direction": ("d_model",)})
-        if len(hook_points) != 1:
-            raise ValueError(f"a direction has one hook point, not {len(hook_points)}")
-        return cls(hook_points[0], tensors["direction"])
+        return cls(only_hook_point(hook_points, "a direction"), tensors["direction"])

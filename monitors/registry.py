@@ -5,6 +5,15 @@ from collections.abc import Mapping
 from monitors.base import Transform
 from monitors.direction import Cosine
 from monitors.linear import Linear
+from monitors.mlp import Mlp
 from monitors.sae_feature import SaeFeature
 
-MONITORS: Mapping[str, type[Transform]] = {kind.kind: kind for kind in (Linear, Cosine, SaeFeature)}
+MONITORS: Mapping[str, type[Transform]] = {
+    kind.kind: kind
+    for kind in (
+        Linear,
+        Cosine,
+        SaeFeature,
+        Mlp,
+    )
+}

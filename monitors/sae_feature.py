@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from monitors.base import RELU, Column, Params, Rectifier, Scale, Transform, expect_tensors
+from monitors.base import RELU, Column, Params, Rectifier, Scale, Transform, expect_tensors, only_hook_point
 from monitors.steering import Direction
 from monitors.types import HookPoint
 
@@ -52,8 +52,7 @@ class SaeFeature(Transform):
     @classmethod
     def restore(cls, hook_points: Sequence[HookPoint], tensors: Mapping[str, Tensor], params: Params) -> Self:
         expect_tensors(tensors, {"encoder": ("d_model",), "decoder": ("d_model",), "scalars": (4,)})
-        if len(hook_points) != 1:
-            raise ValueError(f"an SAE feature has one hook point, not {len(hook_points)}")
+        point = only_hook_point(hook_points, "an SAE feature")
         scale = str(params.get("scale")).upper()
         if scale not in Scale.__members__:
             known = ", ".join(Scale.__members__).lower()
@@ -62,6 +61,4 @@ class SaeFeature(Transform):
         rectifier = Rectifier(threshold, gain, offset)
         index = params.get("feature")
         feature = index if isinstance(index, int) else None
-        return cls(
-            hook_points[0], feature, tensors["encoder"], bias, tensors["decoder"], Scale[scale], rectifier
-        )
+        return cls(point, feature, tensors["encoder"], bias, tensors["decoder"], Scale[scale], rectifier)

@@ -12,7 +12,9 @@ from monitors.aggregate import AggregatorSpec
 from monitors.artifacts import MonitorSet
 from monitors.base import Link, Monitor
 from monitors.direction import Cosine
+from monitors.front import Front
 from monitors.linear import Linear
+from monitors.mlp import Mlp
 from monitors.steering import Direction, SteeringVector
 from monitors.types import HookKind, HookPoint
 from server.engines.scripted import REHEARSAL
@@ -42,7 +44,7 @@ def loaded() -> Callable[[str], LoadedModel]:
 
 
 def monitors_for(loaded: LoadedModel) -> MonitorSet:
-    """Random probes: one per layer, one across layers, a cosine, and one at a block's input; two steering vectors."""
+    """Random probes: one per layer, one across layers, a cosine, one at a block's input, and one of each other kind; two steering vectors."""
     generator = torch.Generator().manual_seed(7)
     d, num_layers = loaded.blocks.d_model, len(loaded.blocks.layers)
 
@@ -62,9 +64,11 @@ def monitors_for(loaded: LoadedModel) -> MonitorSet:
     entry = HookPoint(1, HookKind.RESID_PRE)
     at_input = Monitor("at_input", Linear((entry,), random(1, d), random(1)), AggregatorSpec("mean"))
     cosine = Monitor("cosine", Cosine(points[1], random(d)), AggregatorSpec("max"))
+    front = Front((random(6, d), random(5, 6)), (random(6), random(5)))
+    mlp = Monitor("mlp", Mlp(points[-1], front, random(5), random(1)), AggregatorSpec("ema", alpha=0.2))
     push = SteeringVector("push", "add", (Direction(points[1], random(d)),), max_norm_ratio=1e6)
     erase = SteeringVector("erase", "ablate", (Direction(points[0], random(d)),), max_norm_ratio=1e6)
-    probes = [replace(probe, calibration=REHEARSAL) for probe in (*probes, across, at_input, cosine)]
+    probes = [replace(probe, calibration=REHEARSAL) for probe in (*probes, across, at_input, cosine, mlp)]
     return MonitorSet(tuple(probes), {"push": push, "erase": erase})
 
 

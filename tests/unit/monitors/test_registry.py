@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from monitors.aggregate import AggregatorSpec
+from monitors.base import Monitor
 from monitors.registry import MONITORS
 from monitors.types import HookPoint
 
@@ -13,6 +15,12 @@ TENSORS = {
         "encoder": torch.ones(4),
         "decoder": torch.ones(4),
         "scalars": torch.tensor([0.1, 0.2, 1.0, 0.0]),
+    },
+    "mlp": {
+        "front.0.weight": torch.ones(3, 4),
+        "front.0.bias": torch.ones(3),
+        "weight": torch.ones(3),
+        "bias": torch.ones(1),
     },
 }
 PARAMS = {"sae_feature": {"scale": "none", "feature": 3}}
@@ -26,7 +34,9 @@ def test_a_kind_restores_what_it_says(kind):
     assert transform.params == params
     assert transform.tensors.keys() == TENSORS[kind].keys()
     assert all(torch.equal(tensor, TENSORS[kind][name]) for name, tensor in transform.tensors.items())
-    assert [column.hook_point for column in transform.columns] == [HookPoint(2)]
+    aggregator = "mean" if "mean" in transform.aggregators else min(transform.aggregators)
+    monitor = Monitor("x", transform, AggregatorSpec(aggregator))
+    assert (monitor.hook_points, monitor.d_model) == ((HookPoint(2),), 4)
 
 
 @pytest.mark.parametrize("kind", MONITORS)
@@ -35,7 +45,7 @@ def test_a_kind_refuses_other_tensors(kind):
         MONITORS[kind].restore((HookPoint(2),), {"other": torch.ones(4)}, PARAMS.get(kind, {}))
 
 
-@pytest.mark.parametrize("kind", ["direction", "sae_feature"])
+@pytest.mark.parametrize("kind", ["direction", "sae_feature", "mlp"])
 def test_a_kind_of_one_hook_point_refuses_two(kind):
     with pytest.raises(ValueError, match="one hook point"):
         MONITORS[kind].restore((HookPoint(1), HookPoint(2)), TENSORS[kind], PARAMS.get(kind, {}))

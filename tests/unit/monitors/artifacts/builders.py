@@ -9,7 +9,9 @@ from monitors.aggregate import AggregatorSpec
 from monitors.artifacts import ModelIdentity, SaeReference, save_monitor, save_vector
 from monitors.base import Calibration, Evidence, Link, Monitor, Rectifier, Scale, Threshold
 from monitors.direction import Cosine
+from monitors.front import Front
 from monitors.linear import Linear
+from monitors.mlp import Mlp
 from monitors.sae_feature import SaeFeature
 from monitors.steering import Direction, SteeringVector
 from monitors.types import CausalVerdict, HookKind, HookPoint
@@ -36,6 +38,7 @@ TRANSFORMS = {
     "multi_layer": Linear((P0, P1), randn(2, D), torch.tensor([0.5])),
     "direction": Cosine(P1, randn(D)),
     "sae_feature": sae_feature(),
+    "mlp": Mlp(P1, Front((randn(4, D),), (randn(4),)), randn(4), randn(1)),
 }
 
 

@@ -68,10 +68,11 @@ def test_a_monitor_comes_back_as_it_was(tmp_path, kind):
     loaded = load_monitor(tmp_path / "harm", MODEL)
     assert _facts(loaded) == _facts(saved)
     assert loaded.transform.params == saved.transform.params
-    assert [c.hook_point for c in loaded.transform.columns] == [c.hook_point for c in saved.transform.columns]
-    x = torch.randn(5, D)
-    for a, b in zip(loaded.transform.columns, saved.transform.columns, strict=True):
-        assert torch.equal(a.evaluate(x), b.evaluate(x))
+    assert loaded.hook_points == saved.hook_points
+    rows = {point: torch.randn(5, D) for point in saved.hook_points}
+    values = [m.transform.values(rows) for m in (loaded, saved)]
+    assert torch.equal(*values)
+    assert torch.equal(*(loaded.transform.readout(v.double()) for v in values))
 
 
 def _facts(m):
@@ -174,7 +175,7 @@ def test_another_tokenizer(tmp_path):
         ({"schema": "interlock.monitor/v2"}, "schema: .*interlock.monitor/v1"),
         ({"owner": "me"}, "owner: Extra inputs are not permitted.*docs/monitors.md"),
         ({"calibration__note": "x"}, "calibration.note: .*"),
-        ({"kind": "mlp"}, "unknown kind 'mlp'; known: linear, direction, sae_feature"),
+        ({"kind": "oracle"}, "unknown kind 'oracle'; known: linear, direction, sae_feature"),
         ({"name": "not a name"}, "monitor name 'not a name'"),
         ({"hook_points": ["12"]}, "unknown hook point '12'; expected 'blocks.<layer>"),
         ({"hook_points": []}, "hook_points: "),
