@@ -41,7 +41,7 @@ def fit(
         list[str] | None,
         typer.Option(
             "--kind",
-            help="One layer each: logistic, logistic_last, mass_mean, mass_mean_whitened, lda, sliding_window, max_rolling_mean, softmax. All layers at once: logistic_layers, "
+            help="One layer each: logistic, logistic_last, mass_mean, mass_mean_whitened, lda, sliding_window, max_rolling_mean, softmax, mlp. All layers at once: logistic_layers, "
             "multilayer. Several: all-linear (those without gradient steps), all. May be repeated. Default: logistic.",
         ),
     ] = None,
@@ -50,7 +50,7 @@ def fit(
         typer.Option(
             "--aggregator",
             help="How the server aggregates over tokens: mean, max, ema:0.12, softmax:5, rolling_mean:8, max_rolling_mean:8 …; may be repeated. "
-            "Default: mean and ema:0.12 (an encoder: mean).",
+            "Default: mean and ema:0.12 (an encoder: mean). A kind is tried with those that it allows; if there are none, with what it is trained with.",
         ),
     ] = None,
     penalty: Annotated[

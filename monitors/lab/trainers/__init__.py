@@ -6,6 +6,7 @@ from monitors.aggregate import AggregatorSpec
 from monitors.lab.trainers.base import Settings, Trainer
 from monitors.lab.trainers.descent import DESCENT
 from monitors.lab.trainers.linear import last_token, lda, logistic, mass_mean
+from monitors.lab.trainers.mlp import mlp
 from monitors.lab.trainers.token_linear import rolling_max, sliding_window, softmax
 
 _WINDOW = 16  # of CC++ (2601.04603)
@@ -45,6 +46,7 @@ TRAINERS: Mapping[str, Trainer] = {
     "multilayer": Trainer(sliding_window, _SLIDING, _window, all_layers=True),
     "max_rolling_mean": Trainer(rolling_max, {"window": _ROLLING_WINDOW, **DESCENT}, _rolling_max),
     "softmax": Trainer(softmax, {"temperature": _TEMPERATURE, **DESCENT}, _softmax),
+    "mlp": Trainer(mlp, {"width": 100, "layers": 2, **DESCENT, "learning_rate": 3e-3}, _mean),
 }
 
 KIND_SETS: Mapping[str, tuple[str, ...]] = {

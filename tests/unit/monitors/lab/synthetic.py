@@ -1,5 +1,6 @@
-"""Activations with a known answer: noise, with a direction planted in the rows of positive examples."""
+"""Activations with a known answer: noise, with something planted in the rows of examples that their label goes by."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,30 @@ def direction() -> np.ndarray:
     return v / np.linalg.norm(v)
 
 
-def planted(
-    folder: Path, *, num: int = 200, strength: float = 1.5, seed: int = 0, scale: float = 1.0, reply: int = 0
+Shift = Callable[[np.random.Generator, int], np.ndarray | float]
+"""(rng, label) -> what is added to each row of an example."""
+
+
+def planted(folder: Path, *, strength: float = 1.5, **rest) -> Activations:
+    """A direction in the rows of positive examples."""
+    return made(folder, lambda rng, label: strength * label * direction(), **rest)
+
+
+def exclusive_or(rng: np.random.Generator, label: int) -> np.ndarray:
+    """Along two directions, of either sign each: the same one in positive examples, opposite ones in the others."""
+    shift, sign = np.zeros(D), rng.choice([-2.0, 2.0])
+    shift[[1, 2]] = sign, sign if label else -sign
+    return shift
+
+
+def anywhere(rng: np.random.Generator, label: int) -> np.ndarray:
+    """Positive examples lie away from the others, each in a direction of its own."""
+    v = rng.normal(size=D)
+    return 4.0 * label * v / np.linalg.norm(v)
+
+
+def made(
+    folder: Path, shift: Shift, *, num: int = 200, seed: int = 0, scale: float = 1.0, reply: int = 0
 ) -> Activations:
     """`num` examples of 3 to 12 prompt tokens (and `reply` more), half positive, in groups of two."""
     rng = np.random.default_rng(seed)
@@ -41,10 +64,11 @@ def planted(
             )
         )
         tokens.append(Tokens(tuple(range(length)), num_prompt))
+        added = shift(rng, label)
         for point in POINTS:
             x = rng.normal(size=(length, D))
             if point == PLANTED:
-                x += strength * label * direction()
+                x += added
             x[:, 0] *= scale  # one massive channel
             rows[point].append(torch.tensor(x, dtype=torch.float32))
     starts = np.zeros(num, dtype=np.int64)

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_sequence
 
 from monitors.aggregate import AggregatorSpec
+from monitors.base import Link
 from monitors.lab import sweep
 from monitors.lab.baselines import folds, random_figures, random_monitors, tfidf_out_of_fold
+from monitors.lab.causal.directions import directions
 from monitors.lab.dataset import Example
 from monitors.lab.finished import Finished
 from monitors.lab.fitting import Search, doubts, num_repeated
@@ -44,8 +46,9 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Pooled:
 def test_every_trainer_finds_the_planted_direction(pooled: Pooled, trainer: str):
     labels = pooled.acts.labels
     monitor = fit(recipe(trainer), pooled, range(len(labels)), labels)
-    weight = monitor.transform.columns[-1].weight.numpy()  # the planted hook point stands last
-    assert weight @ direction() / np.linalg.norm(weight) > 0.85
+    x = torch.tensor(pooled.rows(PLANTED, "prompt")[labels == 1])
+    found = directions(monitor, dict.fromkeys(monitor.hook_points, x))[PLANTED].numpy()
+    assert found @ direction() > 0.85
     fresh = planted(pooled.acts.folder / trainer, seed=1)
     assert auroc(fresh.labels, Scorer([monitor]).lasts(fresh, "prompt")[:, 0]) > 0.95
 
@@ -72,14 +75,15 @@ def test_early_stopping_ends_before_the_noise_is_learned_by_heart(tmp_path, trai
     pooled = Pooled(planted(tmp_path, num=80, strength=0.0))
     labels = pooled.acts.labels
     points = POINTS if TRAINERS[trainer].all_layers else (PLANTED,)
-    norms = []
+    spreads = []
     for patience in (0, 2):
         settings = {"epochs": 60.0, "learning_rate": 0.05, "patience": float(patience)}
         monitor = fit(
             Recipe(trainer, points, "prompt", MEAN, settings=settings), pooled, range(len(labels)), labels
         )
-        norms.append(float(torch.cat([c.weight for c in monitor.transform.columns]).norm()))
-    assert norms[1] < 0.5 * norms[0]
+        logits = Scorer([replace(monitor, link=Link.IDENTITY)]).lasts(pooled.acts, "prompt")
+        spreads.append(logits.std())
+    assert spreads[1] < 0.5 * spreads[0]
 
 
 def test_the_softmax_probe_is_trained_through_what_the_server_runs(pooled: Pooled):

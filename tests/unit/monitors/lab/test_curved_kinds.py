@@ -1,0 +1,67 @@
+"""Trainers of kinds that are no line: each finds what a line can't, and nothing where there is nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from monitors.aggregate import AggregatorSpec
+from monitors.base import Monitor
+from monitors.lab.activations import Activations
+from monitors.lab.pooling import Pooled
+from monitors.lab.recipes import Recipe, fit
+from monitors.lab.scoring import Scorer
+from monitors.lab.statistics import auroc
+from tests.unit.monitors.lab.synthetic import PLANTED, Shift, exclusive_or, made
+
+MEAN = AggregatorSpec("mean")
+
+
+def fitted(trainer: str, acts: Activations, seed: int = 0, labels=None, **settings: float) -> Monitor:
+    labels = acts.labels if labels is None else labels
+    recipe = Recipe(trainer, (PLANTED,), "prompt", MEAN, settings=settings)
+    return fit(recipe, Pooled(acts), range(len(labels)), labels, seed=seed)
+
+
+def on_fresh(monitor: Monitor, shift: Shift, folder: Path) -> float:
+    fresh = made(folder, shift, seed=1)
+    return auroc(fresh.labels, Scorer([monitor]).lasts(fresh, "prompt")[:, 0])
+
+
+@pytest.fixture(scope="module")
+def acts_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Shift], Activations]:
+    return lambda shift: made(tmp_path_factory.mktemp("acts"), shift, num=400)
+
+
+@pytest.mark.parametrize("trainer", ["mlp"])
+def test_tells_what_no_line_tells(tmp_path, acts_of, trainer: str):
+    acts = acts_of(exclusive_or)
+    assert abs(on_fresh(fitted("logistic", acts), exclusive_or, tmp_path) - 0.5) < 0.2
+    assert on_fresh(fitted(trainer, acts), exclusive_or, tmp_path) > 0.95
+
+
+@pytest.mark.parametrize("trainer", ["mlp"])
+def test_shuffled_labels_teach_nothing(tmp_path, acts_of, trainer: str):
+    acts = acts_of(exclusive_or)
+    labels = np.random.default_rng(5).permutation(acts.labels)
+    assert abs(on_fresh(fitted(trainer, acts, labels=labels), exclusive_or, tmp_path) - 0.5) < 0.2
+
+
+@pytest.mark.parametrize("trainer", ["mlp"])
+def test_the_same_seed_gives_the_same_monitor(acts_of, trainer: str):
+    acts = acts_of(exclusive_or)
+    first, again = (fitted(trainer, acts).transform.tensors for _ in range(2))
+    assert all(tensor.equal(again[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize(("layers", "width"), [(1, 7), (2, 100)])
+def test_an_mlp_is_as_deep_and_wide_as_asked(acts_of, layers: int, width: int):
+    net = fitted("mlp", acts_of(exclusive_or), layers=layers, width=width, epochs=1).transform
+    assert [len(bias) for bias in net.front.biases] == [width] * layers
+
+
+def test_a_massive_channel_drowns_no_mlp(tmp_path):
+    monitor = fitted("mlp", made(tmp_path / "a", exclusive_or, scale=1e4, num=400))
+    fresh = made(tmp_path / "b", exclusive_or, scale=1e4, seed=1)
+    assert auroc(fresh.labels, Scorer([monitor]).lasts(fresh, "prompt")[:, 0]) > 0.95
