@@ -25,6 +25,10 @@ class Front:
                 f"a front has one or two layers, each with a weight and a bias, not {len(self.weights)} "
                 f"weights and {len(self.biases)} biases"
             )
+        if not all(len(weight) for weight in self.weights):
+            raise ValueError(
+                "a front's layer has no values: whatever the row is, nothing of it would be left"
+            )
         for before, after in pairwise(self.weights):
             if after.shape[1] != before.shape[0]:
                 raise ValueError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from monitors.attention import Attention, MultiMax
 from monitors.base import Transform
 from monitors.direction import Cosine
 from monitors.linear import Linear
@@ -15,5 +16,7 @@ MONITORS: Mapping[str, type[Transform]] = {
         Cosine,
         SaeFeature,
         Mlp,
+        Attention,
+        MultiMax,
     )
 }

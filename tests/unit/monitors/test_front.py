@@ -55,6 +55,7 @@ def test_no_front():
     [
         ([], [], "one or two layers"),
         ([(2, 2)] * 3, [(2,)] * 3, "not 3 weights and 3 biases"),
+        ([(0, 2)], [(0,)], "no values"),
         ([(2, 2)], [], "1 weights and 0 biases"),
         ([(2, 4), (3, 5)], [(2,), (3,)], "2 values, then weights for 5"),
     ],

@@ -23,6 +23,9 @@ TENSORS = {
         "bias": torch.ones(1),
     },
 }
+HEADS = {"value": torch.ones(2, 3), "value_bias": torch.ones(2)}
+FRONT = {"front.0.weight": torch.ones(3, 4), "front.0.bias": torch.ones(3)}
+TENSORS |= {"attention": {**FRONT, "query": torch.ones(2, 3), **HEADS}, "multimax": {**FRONT, **HEADS}}
 PARAMS = {"sae_feature": {"scale": "none", "feature": 3}}
 
 
@@ -45,7 +48,7 @@ def test_a_kind_refuses_other_tensors(kind):
         MONITORS[kind].restore((HookPoint(2),), {"other": torch.ones(4)}, PARAMS.get(kind, {}))
 
 
-@pytest.mark.parametrize("kind", ["direction", "sae_feature", "mlp"])
+@pytest.mark.parametrize("kind", ["direction", "sae_feature", "mlp", "attention", "multimax"])
 def test_a_kind_of_one_hook_point_refuses_two(kind):
     with pytest.raises(ValueError, match="one hook point"):
         MONITORS[kind].restore((HookPoint(1), HookPoint(2)), TENSORS[kind], PARAMS.get(kind, {}))
