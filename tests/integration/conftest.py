@@ -10,6 +10,7 @@ import torch
 
 from monitors.aggregate import AggregatorSpec
 from monitors.artifacts import MonitorSet
+from monitors.attention import Attention, MultiMax
 from monitors.base import Link, Monitor
 from monitors.direction import Cosine
 from monitors.front import Front
@@ -68,7 +69,19 @@ def monitors_for(loaded: LoadedModel) -> MonitorSet:
     mlp = Monitor("mlp", Mlp(points[-1], front, random(5), random(1)), AggregatorSpec("ema", alpha=0.2))
     push = SteeringVector("push", "add", (Direction(points[1], random(d)),), max_norm_ratio=1e6)
     erase = SteeringVector("erase", "ablate", (Direction(points[0], random(d)),), max_norm_ratio=1e6)
-    probes = [replace(probe, calibration=REHEARSAL) for probe in (*probes, across, at_input, cosine, mlp)]
+    heads = random(2, 5), random(2, 5), random(2)
+    attention = Monitor(
+        "attention", Attention(points[-1], *heads, front), AggregatorSpec("attention"), Link.SIGMOID
+    )
+    rolling = Monitor(
+        "rolling",
+        Attention(points[0], random(3, d), random(3, d), random(3)),
+        AggregatorSpec("rolling_attention", window=4),
+        exclude_first=1,
+    )
+    multimax = Monitor("multimax", MultiMax(points[1], *heads[1:], front), AggregatorSpec("max"))
+    probes += [across, at_input, cosine, mlp, attention, rolling, multimax]
+    probes = [replace(probe, calibration=REHEARSAL) for probe in probes]
     return MonitorSet(tuple(probes), {"push": push, "erase": erase})
 
 

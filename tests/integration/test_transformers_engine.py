@@ -9,6 +9,7 @@ import torch
 
 from guard.types import Phase
 from monitors.artifacts import MonitorSet
+from monitors.layout import Picker
 from server.engines.base import (
     EngineRequest,
     FinishReason,
@@ -263,12 +264,8 @@ async def test_monitors_are_exchanged_under_traffic_and_running_requests_keep_th
     want = plain_values(loaded("llama"), fresh.monitors, [*PROMPTS[1], *ids])
 
     def read(outputs, monitors):
-        rows = [
-            output.values[:, [output.monitors.index(monitor) for monitor in monitors]]
-            for output in outputs
-            if output.num_scored
-        ]
-        return np.concatenate(rows)
+        picker = Picker(monitors)
+        return np.concatenate([picker.pick(o.values, o.monitors) for o in outputs if o.num_scored])
 
     np.testing.assert_allclose(read(late, new.monitors), want[:, 2:], rtol=1e-5, atol=1e-4)
     got = read(early, old)

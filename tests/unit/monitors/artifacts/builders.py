@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from monitors.aggregate import AggregatorSpec
 from monitors.artifacts import ModelIdentity, SaeReference, save_monitor, save_vector
+from monitors.attention import Attention, MultiMax
 from monitors.base import Calibration, Evidence, Link, Monitor, Rectifier, Scale, Threshold
 from monitors.direction import Cosine
 from monitors.front import Front
@@ -39,18 +40,24 @@ TRANSFORMS = {
     "direction": Cosine(P1, randn(D)),
     "sae_feature": sae_feature(),
     "mlp": Mlp(P1, Front((randn(4, D),), (randn(4),)), randn(4), randn(1)),
+    "attention": Attention(P1, randn(2, D), randn(2, D, seed=1), randn(2)),
+    "attention_front": Attention(P1, randn(2, 3), randn(2, 3), randn(2), Front((randn(3, D),), (randn(3),))),
+    "multimax": MultiMax(P0, randn(2, D), randn(2)),
 }
 
 
 def full_monitor(name, transform):
+    run, train = AggregatorSpec("ema", alpha=0.5), AggregatorSpec("rolling_mean", window=8)
+    if run.kind not in transform.aggregators:
+        run, train = AggregatorSpec("rolling_attention", window=10), AggregatorSpec("attention")
     return Monitor(
         name,
         transform,
-        AggregatorSpec("ema", alpha=0.5),
+        run,
         Link.SIGMOID,
         exclude_first=1,
         version="3",
-        trained_with=AggregatorSpec("rolling_mean", window=8),
+        trained_with=train,
         calibration=Calibration(5000, 0.95, (Threshold("response", 0.001, 0.97, certified=True),), "d" * 64),
         evidence=Evidence(auroc=0.99, baseline_auroc=0.8, verdict=CausalVerdict.READOUT, card="card.json"),
     )
