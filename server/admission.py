@@ -14,6 +14,7 @@ from server.api.errors import bad_request, context_too_long, draining, model_not
 from server.api.schema import MAX_CHOICES, ChatMessage, ChatRequest, CompletionRequest, GenerationRequest
 from server.auditing.content import PromptText
 from server.engines.base import EngineRequest, SamplingParams
+from server.keys.types import Client
 from server.observer import ChoiceObserver
 from server.pipeline import Adviser, Choice, NoAdviser
 from server.policy_store import InForce
@@ -76,10 +77,11 @@ class _Job:
 
 
 class Admission:
-    """Admits requests to one service. What the client may not choose (tenant, policy, monitors) is set here."""
+    """Admits one client's requests. What it may not choose (tenant, policy, monitors) is set here."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, client: Client) -> None:
         self._service = service
+        self._client = client
 
     async def chat(self, body: ChatRequest, request_id: str, endpoint: str = "chat") -> Admitted:
         """A conversation, by whichever endpoint it came. Raises ApiError."""
@@ -207,6 +209,8 @@ class Admission:
         service = self._service
         in_force, now = service.policies.in_force, service.now()
         subject = Subject(
+            tenant=self._client.tenant,
+            key_id=self._client.key_id,
             model=service.engine.info.model_id,
             endpoint=endpoint,
             request_id=caller.request_id,

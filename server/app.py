@@ -22,6 +22,8 @@ from server.api import (
     tokenizing,
 )
 from server.api.errors import ApiError, handle_api_error, handle_validation_error
+from server.keys.gate import KeyGate
+from server.keys.types import KeyScope
 from server.middleware import BodyLimit, RequestContext
 from server.service import Service
 
@@ -40,7 +42,7 @@ def create_app(service: Service, *, expose_metrics: bool = False) -> FastAPI:
             if service.audit is not None:
                 service.audit.close()
 
-    app = _plain_app(service, lifespan)
+    app = _plain_app(service, lifespan, KeyScope.INFER)
     for router in (
         chat.router,
         completions.router,
@@ -60,13 +62,14 @@ def create_app(service: Service, *, expose_metrics: bool = False) -> FastAPI:
 
 def create_admin_app(service: Service) -> FastAPI:
     """The admin port: what operators and their tools may see."""
-    app = _plain_app(service, None)
+    app = _plain_app(service, None, KeyScope.ADMIN)
     for router in (health.router, health.metrics_router, admin.router):
         app.include_router(router)
     return app
 
 
-def _plain_app(service: Service, lifespan: object) -> FastAPI:
+def _plain_app(service: Service, lifespan: object, needed: KeyScope) -> FastAPI:
+    """`needed` is the scope of keys for all paths that have none of their own."""
     app = FastAPI(
         title="Interlock",
         lifespan=lifespan,  # type: ignore[arg-type]
@@ -81,6 +84,7 @@ def _plain_app(service: Service, lifespan: object) -> FastAPI:
     app.add_exception_handler(HTTPException, _handle_http_exception)
     app.add_exception_handler(Exception, handle_api_error)
     app.add_middleware(BodyLimit, max_bytes=service.max_body_bytes)
+    app.add_middleware(KeyGate, keys=service.keys, metrics=service.metrics.keys, needed=needed)
     app.add_middleware(RequestContext, metrics=service.metrics)
     return app
 

@@ -26,6 +26,7 @@ from server.engines import engine_class
 from server.engines.base import Engine
 from server.engines.transformers.engine import EngineSettings
 from server.engines.transformers.model import LoadedModel, load_model
+from server.keys.store import KeyStore
 from server.last_good import LastGood
 from server.metrics import Metrics
 from server.policy_store import PolicyStore, Sources
@@ -45,6 +46,7 @@ def assemble(config: ServerConfig) -> Service:
     transformers_logging.disable_progress_bar()
     content = content_rules(config)
     targets = read_targets(config.second_opinions, os.environ) if config.second_opinions else ()
+    keys = KeyStore(config.keys, utc_now) if config.keys else None
     loaded = load_model(
         config.model,
         device=config.device,
@@ -97,11 +99,16 @@ def assemble(config: ServerConfig) -> Service:
         series=config.audit_series,
         show_scores=config.show_scores,
         clock=time.monotonic,
-        now=lambda: datetime.now(UTC),
-        started=int(datetime.now(UTC).timestamp()),
+        now=utc_now,
+        started=int(utc_now().timestamp()),
         drift=drift,
         canary=canary,
+        keys=keys,
     )
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 def load_monitors(folder: Path | None, loaded: LoadedModel) -> MonitorSet:

@@ -7,6 +7,7 @@ import typer
 
 from server.audit_cli import audit_app
 from server.config import DEMO, DEMO_POLICY, ServerConfig
+from server.keys_cli import keys_app
 from server.monitor_cli import monitor_app, sae_app, vector_app
 from server.policy_cli import policy_app
 
@@ -36,6 +37,7 @@ Try it:
 )
 app.add_typer(policy_app, name="policy")
 app.add_typer(audit_app, name="audit")
+app.add_typer(keys_app, name="keys")
 app.add_typer(monitor_app, name="monitor")
 app.add_typer(sae_app, name="sae")
 app.add_typer(vector_app, name="vector")
@@ -61,6 +63,12 @@ def serve(
         Path | None,
         typer.Option(
             help="A folder of its own, in which the last policy that was right is kept: with it, a server starts even if the policy is wrong by then. Default: it does not start."
+        ),
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of hashed keys (`interlock keys create`). With it, nothing but health answers without a key."
         ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address of the OpenAI API. Default 127.0.0.1.")] = None,
@@ -133,6 +141,7 @@ def serve(
             "policy": policy,
             "monitors": monitors,
             "last_good": last_good,
+            "keys": keys,
             "host": host,
             "port": port,
             "admin_port": admin_port,
@@ -216,9 +225,9 @@ def _banner(service: "Service", config: ServerConfig) -> str:
     info = service.engine.info
     open_to_all = (
         ""
-        if config.host in {"127.0.0.1", "localhost", "::1"}
+        if config.keys or config.host in {"127.0.0.1", "localhost", "::1"}
         else (
-            f"\nwarning   no keys yet: whoever reaches {config.host}:{config.port} may use it. Put it behind something that checks."
+            f"\nwarning   no --keys: whoever reaches {config.host}:{config.port} may use it. Make some: interlock keys create --help"
         )
     )
     return (
@@ -226,6 +235,7 @@ def _banner(service: "Service", config: ServerConfig) -> str:
         f"monitors  {', '.join(service.policies.in_force.scoring.names) or 'none'}\n"
         f"policy    {service.policies.current}\n"
         f"{_asked(service)}"
+        f"{_known(service)}"
         f"log       {config.audit or 'none'}\n"
         f"API       http://{config.host}:{config.port}/v1    metrics http://{config.admin_host}:{config.admin_port}/metrics"
         f"{open_to_all}"
@@ -235,6 +245,12 @@ def _banner(service: "Service", config: ServerConfig) -> str:
 def _asked(service: "Service") -> str:
     names = ", ".join(service.second_opinions.names)
     return f"opinions  {names}\n" if names else ""
+
+
+def _known(service: "Service") -> str:
+    if service.keys is None:
+        return ""
+    return f"keys      {service.keys.num_keys} of {len(service.keys.tenants)} tenants\n"
 
 
 def _refuse(message: str) -> NoReturn:

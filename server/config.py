@@ -39,6 +39,7 @@ class ServerConfig(BaseSettings):
     served_model_name: str | None = None  # what clients call it; None: the last part of `model`
     policy: Path = DEMO_POLICY  # a file, or a folder of *.yaml
     monitors: Path | None = DEMO / "monitors"  # a folder of artifacts
+    keys: Path | None = None  # a file of hashed keys; None: whoever reaches a port may use it
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     admin_host: str = "127.0.0.1"
@@ -77,7 +78,9 @@ class ServerConfig(BaseSettings):
     max_waiting: Annotated[int, Field(ge=0)] = 256
     prefill_chunk: Annotated[int, Field(ge=1)] = 256
     last_good: Path | None = None  # keeps the last right policy, to start on if this one is wrong
-    reload_poll_s: Annotated[float, Field(ge=0)] = 2.0  # how often the policy's files are looked at; 0: never
+    reload_poll_s: Annotated[float, Field(ge=0)] = (
+        2.0  # how often the files of policy and keys are looked at; 0: never
+    )
     drain_timeout_s: Annotated[float, Field(ge=0)] = 30.0  # after SIGTERM, before what still runs is ended
     canary: OnFailure = (
         "closed"  # a monitor fails its canaries: closed refuses requests, open serves and counts

@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from guard.policy import Policy
 from guard.types import Mode, Phase
 from server.engines.base import EngineLoad
+from server.keys.metrics import KeyMetrics
 
 # bucket edges as vLLM's, so that dashboards can put the two side by side
 _TTFT_S = (
@@ -186,6 +187,7 @@ class Metrics:
         self.step_age = gauge(
             "engine_step_age_seconds", "Seconds since the present engine step began; 0 between steps."
         )
+        self.keys = KeyMetrics(self.registry)
         self._create_children()
 
     def _create_children(self) -> None:

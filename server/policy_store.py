@@ -25,6 +25,7 @@ from monitors.steering import SteeringVector
 from monitors.types import CausalVerdict
 from server.last_good import LastGood
 from server.scoring import Scoring
+from server.watching import watch
 
 _log = structlog.get_logger()
 _MAX_READS = 3
@@ -163,14 +164,7 @@ class PolicyStore:
 
     async def watch(self, reload: Callable[[], Awaitable[object]], poll_s: float) -> None:
         """Call `reload` whenever the files have changed and then stood still for one poll. `reload` must not raise."""
-        tried, seen = self.in_force.sources, self.in_force.sources
-        while True:
-            await asyncio.sleep(poll_s)
-            found = await to_thread.run_sync(self._look)
-            if found == seen and found not in {tried, self.in_force.sources}:
-                tried = found  # a policy that is wrong is told once, not every two seconds
-                await reload()
-            seen = found
+        await watch(self._look, lambda: self.in_force.sources, reload, poll_s)
 
     def _look(self) -> Digests:
         try:

@@ -71,10 +71,18 @@ async def _run(service: Service, config: ServerConfig, api: socket.socket, admin
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: background.add(asyncio.create_task(service.try_reload())))
     background: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
+
+    def reload() -> None:
+        background.add(asyncio.create_task(service.try_reload()))
+        background.add(asyncio.create_task(service.try_reload_keys()))
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
     if config.reload_poll_s:
         watching = service.policies.watch(service.try_reload, config.reload_poll_s)
+        background.add(asyncio.create_task(watching))
+    if config.reload_poll_s and service.keys is not None:
+        watching = service.keys.watch(service.try_reload_keys, config.reload_poll_s)
         background.add(asyncio.create_task(watching))
     if service.canary is not None:
         in_force = service.policies

@@ -14,6 +14,7 @@ from server.auditing.writer import AuditLog
 from server.canary import CanaryWatch
 from server.drift import DriftWatch
 from server.engines.base import Engine
+from server.keys.store import KeyStore
 from server.metrics import Metrics
 from server.policy_store import PolicyStore
 from server.second_opinion.targets import SecondOpinions
@@ -49,6 +50,7 @@ class Service:
     drain: Drain = field(default_factory=Drain)
     drift: DriftWatch = field(default_factory=DriftWatch)
     canary: CanaryWatch | None = None  # None: canaries are not run
+    keys: KeyStore | None = None  # None: whoever reaches a port may use it
 
     @property
     def served_models(self) -> tuple[str, ...]:
@@ -74,6 +76,26 @@ class Service:
                 self.canary.expect(self.policies.in_force.monitors)
                 await self.canary.check(self.policies.in_force.monitors)
         return policy
+
+    async def reload_keys(self) -> None:
+        """Put the key file on disk in force. Raises PolicyError; then the last good keys stay."""
+        if self.keys is None:
+            return
+        try:
+            await self.keys.reload()
+        except Exception:
+            self.metrics.keys.reloads.labels("failure").inc()
+            self.metrics.keys.reload_ok.set(0)
+            raise
+        self.metrics.keys.reloads.labels("success").inc()
+        self.metrics.keys.reload_ok.set(1)
+
+    async def try_reload_keys(self) -> None:
+        """`reload_keys` where nobody waits for the answer."""
+        try:
+            await self.reload_keys()
+        except Exception as error:  # noqa: BLE001  # whatever is wrong with the file, the server goes on
+            _log.error("keys not reloaded; the last good ones stay", reason=str(error))
 
     async def try_reload(self) -> None:
         """`reload_policy` where nobody waits for the answer: what was wrong goes to the log."""

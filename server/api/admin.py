@@ -65,9 +65,13 @@ def _waiver(waiver: Waiver, now: datetime) -> Body:
 
 @router.post("/-/reload")
 async def reload(request: Request, *, allow_shrink: bool = False) -> Body:
-    """Put the policy on disk in force: 200 with the new one, or 400 with everything that is wrong and the old one kept."""
+    """Put keys and policy on disk in force: 200 with the new policy, or 400 with what is wrong and the old one kept.
+
+    Keys come first, and a policy that is wrong does not hold them back.
+    """
     service: Service = request.app.state.service
     try:
+        await service.reload_keys()
         policy = await service.reload_policy(allow_shrink=allow_shrink)
     except (PolicyError, ArtifactError, OSError, ValueError) as error:
         raise bad_request(str(error), code="policy_invalid") from error

@@ -26,7 +26,7 @@ async def create(body: ChatRequest, request: Request) -> Response:
     if body.moderation is not None:
         check_may_see_scores(request, body.moderation.model)
         moderation = moderation_results
-    admitted = await Admission(service).chat(body, request.state.request_id)
+    admitted = await Admission(service, request.state.client).chat(body, request.state.request_id)
     renderer = ChatRenderer(
         service,
         admitted,

@@ -3,6 +3,8 @@
 ApiError
  |-- bad_request        400 invalid_request_error (a field is wrong, or not supported)
  |-- context_too_long   400 context_length_exceeded
+ |-- unauthenticated    401 invalid_api_key
+ |-- not_allowed        403 insufficient_scope (the key is for something else)
  |-- forbidden          403 (the key may not ask for that)
  |-- model_not_found    404 model_not_found
  |-- overloaded         503 overloaded
@@ -70,6 +72,19 @@ def context_too_long(message: str, param: str) -> ApiError:
 
 def model_not_found(message: str) -> ApiError:
     return ApiError(404, message, param="model", code="model_not_found")
+
+
+def unauthenticated(*, expired: bool = False) -> ApiError:
+    """Says the same of every key that doesn't count; that it has expired is told only to who has its secret."""
+    told = (
+        "This API key has expired." if expired else "A valid API key is needed: Authorization: Bearer ilk_…"
+    )
+    return ApiError(401, told, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def not_allowed(scope: str) -> ApiError:
+    told = f"This API key does not have the scope '{scope}', which is needed here."
+    return ApiError(403, told, code="insufficient_scope")
 
 
 def forbidden(message: str, param: str, code: str) -> ApiError:

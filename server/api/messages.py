@@ -21,7 +21,9 @@ router = APIRouter()
 async def create(body: MessagesRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     service.metrics.unknown_fields.inc(body.num_unknown_fields)
-    admitted = await Admission(service).chat(body.as_chat(), request.state.request_id, "messages")
+    admitted = await Admission(service, request.state.client).chat(
+        body.as_chat(), request.state.request_id, "messages"
+    )
     renderer = MessagesRenderer(admitted, body.stop_sequences or [])
     return Reply(service, admitted, renderer, stream=bool(body.stream))
 
@@ -32,7 +34,9 @@ async def count_tokens(body: CountRequest, request: Request) -> Body:
     service: Service = request.app.state.service
     check_model(service, body.model)
     service.metrics.unknown_fields.inc(body.num_unknown_fields)
-    prompt = await Admission(service).conversation(list(body.conversation()), "messages")
+    prompt = await Admission(service, request.state.client).conversation(
+        list(body.conversation()), "messages"
+    )
     return {"input_tokens": len(prompt.ids)}
 
 

@@ -10,6 +10,7 @@ from guard.types import Phase, Severity
 from monitors.base import Monitor
 from server.admission import Admitted
 from server.api.errors import Body, forbidden, model_not_found
+from server.keys.types import Client
 from server.pipeline import Choice
 from server.service import Service
 
@@ -51,7 +52,8 @@ class Verdict:
 def may_see_scores(request: Request) -> bool:
     """Whether who sent a request may see monitors' names and scores. To others they would be an oracle for attacks."""
     service: Service = request.app.state.service
-    return service.show_scores
+    client: Client = request.state.client
+    return service.show_scores or client.may_debug
 
 
 def check_may_see_scores(request: Request, model: str) -> None:
@@ -59,7 +61,7 @@ def check_may_see_scores(request: Request, model: str) -> None:
     if not may_see_scores(request):
         raise forbidden(
             "moderation returns the monitors' scores, which this client may not see; leave it out, or have the "
-            "server's operator allow it",
+            "server's operator give its key the scope 'debug'",
             "moderation",
             "scores_not_allowed",
         )

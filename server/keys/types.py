@@ -1,0 +1,41 @@
+"""Keys, and who asks with one. A key says which tenant asks; the tenant says which rules of the policy hold."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class KeyScope(StrEnum):
+    """What a key may do. None includes another."""
+
+    INFER = "infer"  # the API
+    DEBUG = "debug"  # see monitors' names and scores: `moderation`, /metrics
+    ADMIN = "admin"  # the admin port
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key, as far as the server knows it: never its secret."""
+
+    id: str
+    tenant: str
+    secret_sha256: bytes  # 32 bytes
+    scopes: frozenset[KeyScope]
+    expires: datetime | None = None  # aware
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who sends a request. Set from its key by the server; nothing else in a request has a say."""
+
+    tenant: str = "default"
+    key_id: str = ""  # empty: the server has no keys
+    scopes: frozenset[KeyScope] = frozenset({KeyScope.INFER, KeyScope.ADMIN})
+
+    @property
+    def may_debug(self) -> bool:
+        return KeyScope.DEBUG in self.scopes
+
+
+ANYONE = Client()
+"""Everybody, on a server without keys: whoever reaches a port may use it."""
