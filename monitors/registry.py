@@ -8,6 +8,7 @@ from monitors.direction import Cosine
 from monitors.linear import Linear
 from monitors.mlp import Mlp
 from monitors.sae_feature import SaeFeature
+from monitors.sae_features import SaeFeatures
 
 MONITORS: Mapping[str, type[Transform]] = {
     kind.kind: kind
@@ -15,6 +16,7 @@ MONITORS: Mapping[str, type[Transform]] = {
         Linear,
         Cosine,
         SaeFeature,
+        SaeFeatures,
         Mlp,
         Attention,
         MultiMax,

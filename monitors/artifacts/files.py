@@ -3,10 +3,10 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
@@ -44,11 +44,26 @@ class ModelFile(_File):
 
 
 class SaeReference(_File):
-    """A feature of an SAE that lies in the monitors folder, instead of weights of the artifact's own."""
+    """Features of an SAE that lies in the monitors folder, instead of encoder rows of the artifact's own.
+
+    `feature` is for kind sae_feature and steering vectors, whose weights_sha256 is then that of the SAE's files; `features`
+    for kind sae_features, which has weights of its own besides.
+    """
 
     format: str
     path: str  # of the SAE's folder, relative to the monitors folder
-    feature: int = Field(ge=0)
+    feature: Annotated[int, Field(ge=0)] | None = None
+    features: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
+    sha256: Sha256 | None = None  # of the SAE's files; with `features`
+    encode: Literal["whole"] | None = None  # for SAEs whose features depend on each other; with `features`
+
+    @model_validator(mode="after")
+    def _names_one_or_several(self) -> Self:
+        if (self.feature is None) == (self.features is None):
+            raise ValueError("needs either 'feature' or 'features'")
+        if self.feature is not None and (self.sha256 or self.encode):
+            raise ValueError("'sha256' and 'encode' go with 'features'")
+        return self
 
 
 class AggregatorFile(_File):

@@ -31,6 +31,7 @@ from monitors.registry import MONITORS
 from monitors.sae import SAE_FORMATS
 from monitors.sae.base import SaeError, SparseAutoencoder
 from monitors.sae_feature import SaeFeature
+from monitors.sae_features import SaeFeatures, combination
 from monitors.steering import Direction, SteeringVector
 from monitors.types import HookPoint
 
@@ -148,9 +149,13 @@ class _Reader:
 
     def _transform(self, folder: Path, file: MonitorFile, hook_points: Sequence[HookPoint]) -> Transform:
         if file.sae is not None:
-            if file.kind != SaeFeature.kind:
-                raise ValueError(f"'sae' is for kind {SaeFeature.kind!r}, not {file.kind!r}")
-            return self._feature(folder, file, file.sae, hook_points)
+            match file.kind:
+                case SaeFeature.kind:
+                    return self._feature(file, file.sae, hook_points)
+                case SaeFeatures.kind:
+                    return self._features(folder, file, file.sae, hook_points)
+                case other:
+                    raise ValueError(f"'sae' is for kinds 'sae_feature' and 'sae_features', not {other!r}")
         tensors = read_weights(folder / WEIGHTS_FILE, self._root, file.weights_sha256)
         transform = MONITORS[file.kind].restore(hook_points, tensors, file.params)
         self._check_width(tensors, [len(c.weight) for c in transform.columns])
@@ -163,7 +168,7 @@ class _Reader:
         self, folder: Path, file: VectorFile, hook_points: Sequence[HookPoint]
     ) -> tuple[Direction, ...]:
         if file.sae is not None:
-            return (self._feature(folder, file, file.sae, hook_points).direction,)
+            return (self._feature(file, file.sae, hook_points).direction,)
         tensors = read_weights(folder / WEIGHTS_FILE, self._root, file.weights_sha256)
         if "encoder" in tensors:
             feature = SaeFeature.restore(hook_points, tensors, file.params)
@@ -174,21 +179,46 @@ class _Reader:
         return directions
 
     def _feature(
-        self, folder: Path, file: ArtifactFile, reference: SaeReference, hook_points: Sequence[HookPoint]
+        self, file: ArtifactFile, reference: SaeReference, hook_points: Sequence[HookPoint]
     ) -> SaeFeature:
-        sae = self._sae(folder, reference, file.weights_sha256)
-        if hook_points != (sae.hook_point,):
-            raise ValueError(
-                f"hook points are {', '.join(file.hook_points)}, but the SAE is for {sae.hook_point}"
-            )
+        if reference.feature is None:
+            raise ValueError("'sae' names 'features'; needs one 'feature'")
+        sae = self._sae(reference, file.weights_sha256, hook_points)
         if file.params:
             raise ValueError(f"has params {file.params}; a feature of an SAE folder needs none")
         feature = sae.feature(reference.feature)
         check_finite(self._root / reference.path, feature.tensors)
-        self._check_width({"W_dec": sae.W_dec}, [len(feature.encoder), len(feature.decoder)])
         return feature
 
-    def _sae(self, folder: Path, reference: SaeReference, sha256: str) -> SparseAutoencoder:
+    def _features(
+        self, folder: Path, file: ArtifactFile, reference: SaeReference, hook_points: Sequence[HookPoint]
+    ) -> SaeFeatures:
+        if reference.features is None or reference.sha256 is None:
+            raise ValueError(
+                "'sae' needs 'features' and 'sha256', of the SAE's files, for kind 'sae_features'"
+            )
+        sae = self._sae(reference, reference.sha256, hook_points)
+        own = read_weights(folder / WEIGHTS_FILE, self._root, file.weights_sha256)
+        expect_tensors(own, {"weight": (len(reference.features),), "bias": (len(reference.features),)})
+        combine, squash = combination(file.params)
+        found = SaeFeatures.of(
+            sae,
+            reference.features,
+            own["weight"],
+            own["bias"],
+            combine=combine,
+            squash=squash,
+            whole=reference.encode == "whole",
+        )
+        if found.readout_params != file.params:
+            raise ValueError(f"has params {file.params}; needs {dict(found.readout_params)}")
+        check_finite(self._root / reference.path, found.tensors)
+        return found
+
+    def _sae(
+        self, reference: SaeReference, sha256: str, hook_points: Sequence[HookPoint]
+    ) -> SparseAutoencoder:
+        """The SAE of a reference, if it has not changed, reads where the artifact says, and fits the model."""
         if reference.format not in SAE_FORMATS:
             raise SaeError(f"unknown SAE format {reference.format!r}; known: {', '.join(SAE_FORMATS)}")
         key = f"{reference.format} {reference.path} {sha256}"
@@ -196,7 +226,13 @@ class _Reader:
             path = self._root / reference.path
             check_sae_files(path, self._root, sha256)
             self._saes[key] = SAE_FORMATS[reference.format](path)
-        return self._saes[key]
+        sae = self._saes[key]
+        if hook_points != (sae.hook_point,):
+            raise ValueError(
+                f"hook points are {', '.join(map(str, hook_points))}, but the SAE is for {sae.hook_point}"
+            )
+        self._check_width({"W_dec": sae.W_dec}, [sae.W_dec.shape[1], sae.W_enc.shape[0]])
+        return sae
 
     def _hook_points(self, path: Path, file: ArtifactFile) -> tuple[HookPoint, ...]:
         """Check that the artifact is for this model, and read its hook points."""

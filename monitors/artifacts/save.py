@@ -27,6 +27,7 @@ from monitors.artifacts.files import (
 )
 from monitors.base import Monitor, Params
 from monitors.sae_feature import SaeFeature
+from monitors.sae_features import SaeFeatures
 from monitors.steering import SteeringVector
 
 
@@ -38,9 +39,21 @@ def save_monitor(
     tokenizer_hash: str | None = None,
     sae: SaeReference | None = None,
 ) -> None:
-    """Write a monitor's folder. With `sae`, its weights stay in the SAE's folder (relative to the folder's parent)."""
+    """Write a monitor's folder. With `sae`, encoder rows stay in the SAE's folder (relative to the folder's parent).
+
+    Raises ValueError for a reference that isn't to the monitor's features.
+    """
     transform = monitor.transform
     train = monitor.trained_with
+    tensors, params = transform.tensors, transform.params
+    of_sae = sae
+    if sae is not None and isinstance(transform, SaeFeatures):
+        if sae.features != transform.features:
+            raise ValueError(
+                f"the reference names features {sae.features}, the monitor has {transform.features}"
+            )
+        tensors, params, of_sae = transform.readout_tensors, transform.readout_params, None
+        sae = sae.model_copy(update={"sha256": sae.sha256 or _sae_sha256(folder, sae)})
     file = MonitorFile(
         name=monitor.name,
         version=monitor.version,
@@ -48,8 +61,8 @@ def save_monitor(
         model=ModelFile(fingerprint=fingerprint, d_model=monitor.d_model),
         tokenizer_hash=tokenizer_hash,
         hook_points=tuple(map(str, monitor.hook_points)),
-        params={} if sae else dict(transform.params),
-        weights_sha256=_save_weights(folder, transform.tensors, sae),
+        params={} if of_sae else dict(params),
+        weights_sha256=_save_weights(folder, tensors, of_sae),
         sae=sae,
         aggregator=AggregatorsFile(
             run=AggregatorFile(**asdict(monitor.aggregator)), train=train and AggregatorFile(**asdict(train))
@@ -114,10 +127,14 @@ def _save_weights(folder: Path, tensors: Mapping[str, Tensor], sae: SaeReference
     """Returns what `weights_sha256` must be."""
     folder.mkdir(parents=True, exist_ok=True)
     if sae is not None:
-        return hash_files(inside(folder.parent / sae.path, folder.parent))
+        return _sae_sha256(folder, sae)
     data = save_safetensors({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()})
     (folder / WEIGHTS_FILE).write_bytes(data)
     return hashlib.sha256(data).hexdigest()
+
+
+def _sae_sha256(folder: Path, sae: SaeReference) -> str:
+    return hash_files(inside(folder.parent / sae.path, folder.parent))
 
 
 def _save_json(path: Path, file: ArtifactFile) -> None:

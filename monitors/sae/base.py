@@ -1,5 +1,6 @@
 """An SAE in one form, whatever file it came from. For monitors, only the features asked for are ever copied."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -9,6 +10,8 @@ from torch import Tensor
 from monitors.base import Rectifier, Scale
 from monitors.sae_feature import SaeFeature
 from monitors.types import HookPoint
+
+_ROWS_AT_ONCE = 4096  # in float64
 
 
 class SaeError(ValueError):
@@ -84,15 +87,35 @@ class SparseAutoencoder:
                 f"feature {index}: {self.selection.among} SAEs are refused: which features are active depends on all the "
                 "others, so selected rows are not exact"
             )
-        row, bias = self.W_enc[:, index].double(), self.b_enc[index].double()
-        if self.b_subtracted is not None:
-            bias = bias - self.b_subtracted.double() @ row
-        if self.scale is Scale.LAYER_NORM:
-            row = row - row.mean()  # (x - mean(x)) . w = x . (w - mean(w))
+        encoder, offsets = self.encoder_rows([index])
+        bias, *rectifier = offsets[:, 0].tolist()
         decoder = self.W_dec[index].float().clone()
         return SaeFeature(
-            self.hook_point, index, row.float(), bias.item(), decoder, self.scale, self._rectifier(index)
+            self.hook_point, index, encoder[0], bias, decoder, self.scale, Rectifier(*rectifier)
         )
+
+    def encoder_rows(self, features: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Rows [k, d_model], and bias, threshold, gain and offset [4, k] of their features, all float32.
+
+        What is constant is folded into them, in float64.
+        """
+        rows: list[Tensor] = []
+        biases: list[Tensor] = []
+        for chosen in torch.split(torch.tensor(list(features), dtype=torch.int64), _ROWS_AT_ONCE):
+            row, bias = self.W_enc[:, chosen].T.double(), self.b_enc[chosen].double()
+            if self.b_subtracted is not None:
+                bias = bias - row @ self.b_subtracted.double()
+            if self.scale is Scale.LAYER_NORM:
+                row = row - row.mean(dim=1, keepdim=True)  # (x - mean(x)) . w = x . (w - mean(w))
+            rows.append(row.float())
+            biases.append(bias.float())
+        bias = torch.cat(biases)
+        r = self.rectifiers
+        if r is None:
+            parts = [torch.zeros_like(bias), torch.ones_like(bias), torch.zeros_like(bias)]
+        else:
+            parts = [part[list(features)].float() for part in (r.threshold, r.gain, r.offset)]
+        return torch.cat(rows).contiguous(), torch.stack([bias, *parts])
 
     def check_index(self, index: int) -> None:
         """Raise SaeError for a feature that does not exist."""
@@ -120,14 +143,6 @@ class SparseAutoencoder:
             y = y + self.b_dec.float()
         y = y * self.scale.inverse(x.float())
         return y + _mean(x.float()) if self.scale is Scale.LAYER_NORM else y
-
-    def _rectifier(self, index: int) -> Rectifier:
-        r = self.rectifiers
-        return (
-            Rectifier()
-            if r is None
-            else Rectifier(*(t[index].item() for t in (r.threshold, r.gain, r.offset)))
-        )
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from monitors.direction import Cosine
 from monitors.front import Front
 from monitors.linear import Linear
 from monitors.mlp import Mlp
+from monitors.sae.base import Among, Selection
+from monitors.sae_features import SaeFeatures
 from monitors.steering import Direction, SteeringVector
 from monitors.types import HookKind, HookPoint
 from server.engines.scripted import REHEARSAL
@@ -67,6 +69,18 @@ def monitors_for(loaded: LoadedModel) -> MonitorSet:
     cosine = Monitor("cosine", Cosine(points[1], random(d)), AggregatorSpec("max"))
     front = Front((random(6, d), random(5, 6)), (random(6), random(5)))
     mlp = Monitor("mlp", Mlp(points[-1], front, random(5), random(1)), AggregatorSpec("ema", alpha=0.2))
+    encoder, offsets = random(12, d), random(4, 12)
+    features = SaeFeatures(
+        points[0],
+        (2, 7),
+        random(2),
+        random(2),
+        encoder,
+        offsets,
+        random(2, d),
+        selection=Selection(Among.ALL, 5),
+    )
+    sae_features = Monitor("sae_features", features, AggregatorSpec("max"))
     push = SteeringVector("push", "add", (Direction(points[1], random(d)),), max_norm_ratio=1e6)
     erase = SteeringVector("erase", "ablate", (Direction(points[0], random(d)),), max_norm_ratio=1e6)
     heads = random(2, 5), random(2, 5), random(2)
@@ -80,7 +94,7 @@ def monitors_for(loaded: LoadedModel) -> MonitorSet:
         exclude_first=1,
     )
     multimax = Monitor("multimax", MultiMax(points[1], *heads[1:], front), AggregatorSpec("max"))
-    probes += [across, at_input, cosine, mlp, attention, rolling, multimax]
+    probes += [across, at_input, cosine, mlp, sae_features, attention, rolling, multimax]
     probes = [replace(probe, calibration=REHEARSAL) for probe in probes]
     return MonitorSet(tuple(probes), {"push": push, "erase": erase})
 

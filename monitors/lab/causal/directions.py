@@ -9,19 +9,22 @@ from monitors.base import Monitor
 from monitors.direction import Cosine
 from monitors.linear import Linear
 from monitors.sae_feature import SaeFeature
+from monitors.sae_features import SaeFeatures
 from monitors.types import HookPoint
 
 
 def directions(monitor: Monitor, positives: Mapping[HookPoint, Tensor]) -> dict[HookPoint, Tensor]:
     """Unit vectors [d_model] float32 by hook point.
 
-    A linear probe's weights; an SAE feature's decoder row, which is what writing it would add; for any other monitor the
-    gradient of its raw values, averaged over positive examples. positives: pooled rows [n, d_model] by hook point.
+    A linear probe's weights; an SAE feature's decoder row, which is what writing it would add (of several, the sum by their
+    weights); for any other monitor the gradient of its raw values, averaged over positive examples. positives: pooled rows [n, d_model] by hook point.
     Raises ValueError where that is zero.
     """
     transform = monitor.transform
     if isinstance(transform, SaeFeature):
         raw = {transform.hook_point: transform.decoder}
+    elif isinstance(transform, SaeFeatures):
+        raw = {transform.hook_point: transform.direction}
     elif isinstance(transform, Linear | Cosine):
         raw = {column.hook_point: column.weight for column in transform.columns}
     else:

@@ -7,8 +7,9 @@ from monitors.artifacts import ArtifactError, ModelIdentity, load_monitor, save_
 from monitors.artifacts.files import MONITOR_FILE, MonitorFile, read_json
 from monitors.base import Evidence, Monitor
 from monitors.lab.subject import Subject
-from monitors.sae.base import SparseAutoencoder
+from monitors.sae.base import SaeError, SparseAutoencoder
 from monitors.sae_feature import SaeFeature
+from monitors.sae_features import SaeFeatures
 
 
 def write_accepted(
@@ -18,7 +19,8 @@ def write_accepted(
     file = read_json(folder / MONITOR_FILE, folder.parent, MonitorFile)
     identity = ModelIdentity(subject.fingerprint, subject.blocks.d_model, len(subject.blocks.layers))
     monitor = load_monitor(folder, identity)
-    uses_it = _copies_feature(monitor, sae) if file.sae is None else file.weights_sha256 == sae_sha256
+    theirs = file.sae and (file.sae.sha256 or file.weights_sha256)
+    uses_it = _copies_features(monitor, sae) if theirs is None else theirs == sae_sha256
     if not uses_it:
         raise ArtifactError(
             f"{folder / MONITOR_FILE}: does not use the SAE that was tested; leave it out, or test its own SAE"
@@ -33,11 +35,29 @@ def write_accepted(
     )
 
 
-def _copies_feature(monitor: Monitor, sae: SparseAutoencoder) -> bool:
-    """Whether weights of its own are those of the feature that it names."""
+def _copies_features(monitor: Monitor, sae: SparseAutoencoder) -> bool:
+    """Whether weights of its own are those of the features that it names."""
     own = monitor.transform
-    if not isinstance(own, SaeFeature) or own.feature is None or own.feature >= sae.num_features:
-        return False
-    theirs = sae.feature(own.feature)
-    same = all(tensor.equal(theirs.tensors[name]) for name, tensor in own.tensors.items())
-    return same and (own.hook_point, own.scale) == (theirs.hook_point, theirs.scale)
+    theirs: SaeFeature | SaeFeatures
+    try:
+        if isinstance(own, SaeFeature) and own.feature is not None:
+            theirs = sae.feature(own.feature)
+        elif isinstance(own, SaeFeatures):
+            theirs = SaeFeatures.of(
+                sae,
+                own.features,
+                own.weight,
+                own.bias,
+                combine=own.combine,
+                squash=own.squash,
+                whole=own.selection is not None,
+            )
+        else:
+            return False
+    except SaeError:
+        return False  # of features that this one does not have
+    shapes = [{name: tensor.shape for name, tensor in t.tensors.items()} for t in (own, theirs)]
+    same = shapes[0] == shapes[1] and all(
+        tensor.equal(theirs.tensors[name]) for name, tensor in own.tensors.items()
+    )
+    return same and (own.hook_point, own.params) == (theirs.hook_point, theirs.params)

@@ -16,6 +16,13 @@ TENSORS = {
         "decoder": torch.ones(4),
         "scalars": torch.tensor([0.1, 0.2, 1.0, 0.0]),
     },
+    "sae_features": {
+        "weight": torch.ones(2),
+        "bias": torch.ones(2),
+        "encoder": torch.ones(2, 4),
+        "offsets": torch.ones(4, 2),
+        "decoder": torch.ones(2, 4),
+    },
     "mlp": {
         "front.0.weight": torch.ones(3, 4),
         "front.0.bias": torch.ones(3),
@@ -26,7 +33,10 @@ TENSORS = {
 HEADS = {"value": torch.ones(2, 3), "value_bias": torch.ones(2)}
 FRONT = {"front.0.weight": torch.ones(3, 4), "front.0.bias": torch.ones(3)}
 TENSORS |= {"attention": {**FRONT, "query": torch.ones(2, 3), **HEADS}, "multimax": {**FRONT, **HEADS}}
-PARAMS = {"sae_feature": {"scale": "none", "feature": 3}}
+PARAMS = {
+    "sae_features": {"combine": "sum", "squash": "none", "scale": "none", "features": "3 5"},
+    "sae_feature": {"scale": "none", "feature": 3},
+}
 
 
 @pytest.mark.parametrize("kind", MONITORS)
@@ -48,7 +58,7 @@ def test_a_kind_refuses_other_tensors(kind):
         MONITORS[kind].restore((HookPoint(2),), {"other": torch.ones(4)}, PARAMS.get(kind, {}))
 
 
-@pytest.mark.parametrize("kind", ["direction", "sae_feature", "mlp", "attention", "multimax"])
+@pytest.mark.parametrize("kind", ["direction", "sae_feature", "sae_features", "mlp", "attention", "multimax"])
 def test_a_kind_of_one_hook_point_refuses_two(kind):
     with pytest.raises(ValueError, match="one hook point"):
         MONITORS[kind].restore((HookPoint(1), HookPoint(2)), TENSORS[kind], PARAMS.get(kind, {}))

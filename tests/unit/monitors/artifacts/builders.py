@@ -14,6 +14,7 @@ from monitors.front import Front
 from monitors.linear import Linear
 from monitors.mlp import Mlp
 from monitors.sae_feature import SaeFeature
+from monitors.sae_features import Combine, SaeFeatures
 from monitors.steering import Direction, SteeringVector
 from monitors.types import CausalVerdict, HookKind, HookPoint
 
@@ -39,6 +40,17 @@ TRANSFORMS = {
     "multi_layer": Linear((P0, P1), randn(2, D), torch.tensor([0.5])),
     "direction": Cosine(P1, randn(D)),
     "sae_feature": sae_feature(),
+    "sae_features": SaeFeatures(
+        P1,
+        (3, 9),
+        randn(2),
+        randn(2),
+        randn(2, D),
+        randn(4, 2),
+        randn(2, D),
+        Scale.LAYER_NORM,
+        combine=Combine.MAX,
+    ),
     "mlp": Mlp(P1, Front((randn(4, D),), (randn(4),)), randn(4), randn(1)),
     "attention": Attention(P1, randn(2, D), randn(2, D, seed=1), randn(2)),
     "attention_front": Attention(P1, randn(2, 3), randn(2, 3), randn(2), Front((randn(3, D),), (randn(3),))),

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from monitors.artifacts import (
     ArtifactError,
+    SaeReference,
     load_folder,
     load_monitor,
     load_vector,
@@ -18,6 +19,7 @@ from monitors.artifacts import (
     save_vector,
 )
 from monitors.sae.saelens import read_saelens
+from monitors.sae_features import SaeFeatures, Squash
 from monitors.steering import SteeringVector
 from monitors.types import CausalVerdict
 from tests.unit.monitors.artifacts.builders import (
@@ -124,6 +126,80 @@ def test_a_feature_of_an_sae_folder(tmp_path):
         assert torch.equal(column.evaluate(x), feature.column.evaluate(x))
 
 
+def save_features(root, **reference):
+    """A monitor of features 7 and 2 of the SAE folder, with weights of its own."""
+    write_sae(root)
+    weight, bias = torch.tensor([1.5, -0.5]), torch.tensor([0.25, 0.0])
+    transform = SaeFeatures.of(
+        read_saelens(root / "saes" / "tiny"), (7, 2), weight, bias, squash=Squash.LOG1P
+    )
+    sae = SaeReference(format="saelens", path="saes/tiny", features=(7, 2), **reference)
+    save_monitor(full_monitor("weapons", transform), root / "weapons", fingerprint=PRINT, sae=sae)
+    return transform
+
+
+def test_several_features_of_an_sae_folder(tmp_path):
+    saved = save_features(tmp_path)
+    assert load_file(tmp_path / "weapons" / "weights.safetensors").keys() == {"weight", "bias"}
+    (loaded,) = load(tmp_path).monitors
+    assert loaded.transform.params == saved.params
+    x = torch.randn(4, D)
+    assert torch.equal(loaded.transform.evaluate(x), saved.evaluate(x))
+
+
+def test_a_feature_of_a_top_k_sae_is_read_by_the_whole_encoder_where_that_is_asked_for(tmp_path):
+    write_sae(tmp_path)
+    edit_json(tmp_path / "saes" / "tiny" / "cfg.json", architecture="topk", k=3)
+    sae = read_saelens(tmp_path / "saes" / "tiny")
+    saved = SaeFeatures.of(sae, (7,), torch.ones(1), torch.zeros(1), whole=True)
+    reference = SaeReference(format="saelens", path="saes/tiny", features=(7,), encode="whole")
+    save_monitor(full_monitor("one", saved), tmp_path / "one", fingerprint=PRINT, sae=reference)
+    x = torch.randn(30, D)
+    (loaded,) = load(tmp_path).monitors
+    torch.testing.assert_close(loaded.transform.evaluate(x)[:, 0], sae.encode(x)[:, 7])
+    edit_json(tmp_path / "one" / "monitor.json", sae__encode=None)
+    with pytest.raises(ArtifactError, match=r"topk SAEs are refused.*ask for the whole encoder"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sae__features": [7, 20]}, "feature 20: the SAE has features 0 to 19"),
+        ({"sae__features": [7]}, r"tensor 'weight' has shape \[2\]; needs \[1\]"),
+        ({"sae__features": []}, "sae.features"),
+        ({"sae__features": None}, "needs either 'feature' or 'features'"),
+        ({"sae__feature": 7}, "needs either 'feature' or 'features'"),
+        ({"sae__sha256": None}, "needs 'features' and 'sha256'"),
+        ({"sae__sha256": "0" * 64}, "weights were changed or damaged"),
+        ({"weights_sha256": "0" * 64}, "weights were changed or damaged"),
+        ({"kind": "sae_feature"}, "names 'features'; needs one 'feature'"),
+        ({"params": {}}, "param 'combine' is None; known: sum, max"),
+        ({"params__k": 3}, "has params .*; needs {'combine': 'sum', 'squash': 'log1p'}"),
+        ({"hook_points": ["blocks.2.hook_resid_post"]}, "but the SAE is for blocks.1.hook_resid_pre"),
+    ],
+)
+def test_a_wrong_reference_to_several_features(tmp_path, changes, message):
+    save_features(tmp_path)
+    edit_json(tmp_path / "weapons" / "monitor.json", **changes)
+    with pytest.raises(ArtifactError, match=message):
+        load(tmp_path)
+
+
+def test_an_sae_that_changed_is_refused_by_a_monitor_of_several_features(tmp_path):
+    save_features(tmp_path)
+    edit_json(tmp_path / "saes" / "tiny" / "cfg.json", apply_b_dec_to_input=False)
+    with pytest.raises(ArtifactError, match="weights were changed or damaged"):
+        load(tmp_path)
+
+
+def test_a_reference_to_other_features_is_not_saved(tmp_path):
+    saved = save_features(tmp_path)
+    other = SaeReference(format="saelens", path="saes/tiny", features=(7, 3))
+    with pytest.raises(ValueError, match=r"names features \(7, 3\), the monitor has \(7, 2\)"):
+        save_monitor(full_monitor("x", saved), tmp_path / "x", fingerprint=PRINT, sae=other)
+
+
 def test_a_folder_is_loaded_in_order_of_folder_names(tmp_path):
     for name in ("zeta", "alpha"):
         save_linear(tmp_path, name)
@@ -186,7 +262,7 @@ def test_another_tokenizer(tmp_path):
         ({"token_scope__exclude_first": -1}, "exclude_first"),
         ({"weights_sha256": "0" * 64}, "sha256 is .*, but the artifact was made with 0+: .*restore them"),
         ({"weights_sha256": "0"}, "weights_sha256"),
-        ({"sae": {"format": "saelens", "path": "x", "feature": 1}}, "'sae' is for kind 'sae_feature'"),
+        ({"sae": {"format": "saelens", "path": "x", "feature": 1}}, "'sae' is for kinds 'sae_feature' and"),
         ({"evidence__auroc": float("nan")}, "auroc"),
         ({"calibration__confidence": 1.0}, "confidence is 1.0, must be between 0 and 1"),
         (

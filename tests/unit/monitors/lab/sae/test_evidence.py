@@ -15,6 +15,7 @@ from monitors.lab.sae.evidence import write_accepted
 from monitors.lab.sae.opening import open_sae
 from monitors.lab.subject import Subject
 from monitors.sae.base import SaeError
+from monitors.sae_features import SaeFeatures
 
 D, F = 6, 10
 IDENTITY = ModelIdentity("f", D, 3)
@@ -60,6 +61,21 @@ def test_a_monitor_of_another_sae_is_left_alone(tmp_path, subject, own_weights):
     with pytest.raises(ArtifactError, match="does not use the SAE that was tested"):
         write_accepted(tmp_path / "m", subject, other, other_sha256, accepted=True)
     assert load_monitor(tmp_path / "m", IDENTITY).evidence is None
+
+
+@pytest.mark.parametrize("own_weights", [False, True])
+def test_a_monitor_of_several_features_is_known_by_their_sae(tmp_path, subject, own_weights):
+    sae, sha256 = write_sae(tmp_path / "saes" / "a")
+    other, other_sha256 = write_sae(tmp_path / "saes" / "b", seed=1)
+    reference = None if own_weights else SaeReference(format="saelens", path="saes/a", features=(3, 1))
+    monitor = Monitor("m", SaeFeatures.of(sae, (3, 1), torch.ones(2), torch.zeros(2)))
+    save_monitor(monitor, tmp_path / "m", fingerprint="f", sae=reference)
+    with pytest.raises(ArtifactError, match="does not use the SAE that was tested"):
+        write_accepted(tmp_path / "m", subject, other, other_sha256, accepted=True)
+    write_accepted(tmp_path / "m", subject, sae, sha256, accepted=True)
+    loaded = load_monitor(tmp_path / "m", IDENTITY)
+    assert loaded.evidence == Evidence(accepted=True)
+    assert loaded.transform.params == monitor.transform.params
 
 
 def test_the_result_beside_an_sae_does_not_change_its_hash(tmp_path):
