@@ -7,6 +7,7 @@ from monitors.base import Transform
 from monitors.direction import Cosine
 from monitors.linear import Linear
 from monitors.mlp import Mlp
+from monitors.polynomial import Polynomial
 from monitors.sae_feature import SaeFeature
 from monitors.sae_features import SaeFeatures
 
@@ -18,6 +19,7 @@ MONITORS: Mapping[str, type[Transform]] = {
         SaeFeature,
         SaeFeatures,
         Mlp,
+        Polynomial,
         Attention,
         MultiMax,
     )

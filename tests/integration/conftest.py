@@ -16,6 +16,7 @@ from monitors.direction import Cosine
 from monitors.front import Front
 from monitors.linear import Linear
 from monitors.mlp import Mlp
+from monitors.polynomial import Polynomial
 from monitors.sae.base import Among, Selection
 from monitors.sae_features import SaeFeatures
 from monitors.steering import Direction, SteeringVector
@@ -81,6 +82,8 @@ def monitors_for(loaded: LoadedModel) -> MonitorSet:
         selection=Selection(Among.ALL, 5),
     )
     sae_features = Monitor("sae_features", features, AggregatorSpec("max"))
+    powers = Polynomial(points[1], random(7, d), random(7), random(3, 2))
+    polynomial = Monitor("polynomial", powers, AggregatorSpec("mean"), exclude_first=1)
     push = SteeringVector("push", "add", (Direction(points[1], random(d)),), max_norm_ratio=1e6)
     erase = SteeringVector("erase", "ablate", (Direction(points[0], random(d)),), max_norm_ratio=1e6)
     heads = random(2, 5), random(2, 5), random(2)
@@ -94,7 +97,7 @@ def monitors_for(loaded: LoadedModel) -> MonitorSet:
         exclude_first=1,
     )
     multimax = Monitor("multimax", MultiMax(points[1], *heads[1:], front), AggregatorSpec("max"))
-    probes += [across, at_input, cosine, mlp, sae_features, attention, rolling, multimax]
+    probes += [across, at_input, cosine, mlp, sae_features, polynomial, attention, rolling, multimax]
     probes = [replace(probe, calibration=REHEARSAL) for probe in probes]
     return MonitorSet(tuple(probes), {"push": push, "erase": erase})
 

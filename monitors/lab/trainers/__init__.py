@@ -7,7 +7,9 @@ from monitors.lab.trainers.base import Settings, Trainer
 from monitors.lab.trainers.descent import DESCENT
 from monitors.lab.trainers.linear import last_token, lda, logistic, mass_mean
 from monitors.lab.trainers.mlp import mlp
+from monitors.lab.trainers.polynomial import polynomial
 from monitors.lab.trainers.token_linear import rolling_max, sliding_window, softmax
+from monitors.polynomial import Polynomial
 
 _WINDOW = 16  # of CC++ (2601.04603)
 _ROLLING_WINDOW, _TEMPERATURE = 40, 5.0  # of 2506.10805
@@ -34,6 +36,14 @@ def _softmax(settings: Settings) -> AggregatorSpec:
 
 
 _SLIDING = {"window": _WINDOW, "temperature": 1.0, **DESCENT}
+_POLYNOMIAL = {
+    "penalty": 1.0,
+    "degree": 5,
+    "rank": 64,
+    "epochs": 30,
+    "learning_rate": 1e-2,
+    "weight_decay": 0.1,
+}
 
 TRAINERS: Mapping[str, Trainer] = {
     "logistic": Trainer(logistic, {"penalty": 1.0}, _mean),
@@ -47,6 +57,7 @@ TRAINERS: Mapping[str, Trainer] = {
     "max_rolling_mean": Trainer(rolling_max, {"window": _ROLLING_WINDOW, **DESCENT}, _rolling_max),
     "softmax": Trainer(softmax, {"temperature": _TEMPERATURE, **DESCENT}, _softmax),
     "mlp": Trainer(mlp, {"width": 100, "layers": 2, **DESCENT, "learning_rate": 3e-3}, _mean),
+    "polynomial": Trainer(polynomial, _POLYNOMIAL, _mean, aggregators=Polynomial.aggregators),
 }
 
 KIND_SETS: Mapping[str, tuple[str, ...]] = {

@@ -14,7 +14,7 @@ from monitors.lab.statistics import Floats
 from monitors.lab.trainers.base import Settings, Task
 from monitors.linear import Linear
 
-_MAX_STEPS = 5000
+MAX_STEPS = 5000
 
 
 def logistic(task: Task, settings: Settings) -> Linear:
@@ -32,7 +32,7 @@ def mass_mean(task: Task, settings: Settings) -> Linear:
 
     The scale and the bias, which the direction leaves open, are those of a logistic regression on its projection.
     """
-    x, mean, std = _standardised(task)
+    x, mean, std = standardised_pooled(task)
     positive, negative = x[task.labels == 1], x[task.labels == 0]
     w = positive.mean(axis=0) - negative.mean(axis=0)
     if settings["whiten"]:
@@ -44,7 +44,7 @@ def mass_mean(task: Task, settings: Settings) -> Linear:
     if not norm:
         raise ValueError("the classes have the same mean: there is no direction between them")
     w /= norm
-    scaled = LogisticRegression(C=1e3, max_iter=_MAX_STEPS, class_weight="balanced").fit(
+    scaled = LogisticRegression(C=1e3, max_iter=MAX_STEPS, class_weight="balanced").fit(
         (x @ w)[:, None], task.labels
     )
     gain = max(float(scaled.coef_[0, 0]), 1e-6)  # never turned round: a direction has a sign
@@ -53,19 +53,19 @@ def mass_mean(task: Task, settings: Settings) -> Linear:
 
 def lda(task: Task, settings: Settings) -> Linear:
     """w = Sigma_w^-1 (mu+ - mu-) with Ledoit-Wolf shrinkage, which n < d needs."""
-    x, mean, std = _standardised(task)
+    x, mean, std = standardised_pooled(task)
     model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=[0.5, 0.5]).fit(x, task.labels)
     return _folded(task, model.coef_[0], float(model.intercept_[0]), mean, std)
 
 
 def _logistic(task: Task, settings: Settings, pooling: Pooling) -> Linear:
-    x, mean, std = _standardised(task, pooling)
-    model = LogisticRegression(C=1 / settings["penalty"], max_iter=_MAX_STEPS, class_weight="balanced")
+    x, mean, std = standardised_pooled(task, pooling)
+    model = LogisticRegression(C=1 / settings["penalty"], max_iter=MAX_STEPS, class_weight="balanced")
     model.fit(x, task.labels)
     return _folded(task, model.coef_[0], float(model.intercept_[0]), mean, std)
 
 
-def _standardised(task: Task, pooling: Pooling = "mean") -> tuple[Floats, Floats, Floats]:
+def standardised_pooled(task: Task, pooling: Pooling = "mean") -> tuple[Floats, Floats, Floats]:
     """The pooled rows of all hook points side by side, [n, L * d], with the mean and deviation that were taken out."""
     parts = [
         task.pooled.rows(point, task.phase, task.exclude_first, pooling)[list(task.indices)]

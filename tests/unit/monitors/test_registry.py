@@ -23,6 +23,11 @@ TENSORS = {
         "offsets": torch.ones(4, 2),
         "decoder": torch.ones(2, 4),
     },
+    "polynomial": {
+        "projections": torch.ones(5, 4),
+        "offsets": torch.ones(5),
+        "coefficients": torch.ones(2, 2),
+    },
     "mlp": {
         "front.0.weight": torch.ones(3, 4),
         "front.0.bias": torch.ones(3),
@@ -58,7 +63,9 @@ def test_a_kind_refuses_other_tensors(kind):
         MONITORS[kind].restore((HookPoint(2),), {"other": torch.ones(4)}, PARAMS.get(kind, {}))
 
 
-@pytest.mark.parametrize("kind", ["direction", "sae_feature", "sae_features", "mlp", "attention", "multimax"])
+@pytest.mark.parametrize(
+    "kind", ["direction", "sae_feature", "sae_features", "polynomial", "mlp", "attention", "multimax"]
+)
 def test_a_kind_of_one_hook_point_refuses_two(kind):
     with pytest.raises(ValueError, match="one hook point"):
         MONITORS[kind].restore((HookPoint(1), HookPoint(2)), TENSORS[kind], PARAMS.get(kind, {}))

@@ -13,6 +13,7 @@ from monitors.direction import Cosine
 from monitors.front import Front
 from monitors.linear import Linear
 from monitors.mlp import Mlp
+from monitors.polynomial import Polynomial
 from monitors.sae_feature import SaeFeature
 from monitors.sae_features import Combine, SaeFeatures
 from monitors.steering import Direction, SteeringVector
@@ -51,6 +52,7 @@ TRANSFORMS = {
         Scale.LAYER_NORM,
         combine=Combine.MAX,
     ),
+    "polynomial": Polynomial(P1, randn(5, D), randn(5), randn(2, 2)),
     "mlp": Mlp(P1, Front((randn(4, D),), (randn(4),)), randn(4), randn(1)),
     "attention": Attention(P1, randn(2, D), randn(2, D, seed=1), randn(2)),
     "attention_front": Attention(P1, randn(2, 3), randn(2, 3), randn(2), Front((randn(3, D),), (randn(3),))),
@@ -60,7 +62,9 @@ TRANSFORMS = {
 
 def full_monitor(name, transform):
     run, train = AggregatorSpec("ema", alpha=0.5), AggregatorSpec("rolling_mean", window=8)
-    if run.kind not in transform.aggregators:
+    if transform.aggregators == {"mean", "last"}:
+        run, train = AggregatorSpec("last"), AggregatorSpec("mean")
+    elif run.kind not in transform.aggregators:
         run, train = AggregatorSpec("rolling_attention", window=10), AggregatorSpec("attention")
     return Monitor(
         name,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from monitors.aggregate import AggregatorSpec
 from monitors.base import Monitor
@@ -34,21 +35,21 @@ def acts_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Shift], Activ
     return lambda shift: made(tmp_path_factory.mktemp("acts"), shift, num=400)
 
 
-@pytest.mark.parametrize("trainer", ["mlp"])
+@pytest.mark.parametrize("trainer", ["mlp", "polynomial"])
 def test_tells_what_no_line_tells(tmp_path, acts_of, trainer: str):
     acts = acts_of(exclusive_or)
     assert abs(on_fresh(fitted("logistic", acts), exclusive_or, tmp_path) - 0.5) < 0.2
     assert on_fresh(fitted(trainer, acts), exclusive_or, tmp_path) > 0.95
 
 
-@pytest.mark.parametrize("trainer", ["mlp"])
+@pytest.mark.parametrize("trainer", ["mlp", "polynomial"])
 def test_shuffled_labels_teach_nothing(tmp_path, acts_of, trainer: str):
     acts = acts_of(exclusive_or)
     labels = np.random.default_rng(5).permutation(acts.labels)
     assert abs(on_fresh(fitted(trainer, acts, labels=labels), exclusive_or, tmp_path) - 0.5) < 0.2
 
 
-@pytest.mark.parametrize("trainer", ["mlp"])
+@pytest.mark.parametrize("trainer", ["mlp", "polynomial"])
 def test_the_same_seed_gives_the_same_monitor(acts_of, trainer: str):
     acts = acts_of(exclusive_or)
     first, again = (fitted(trainer, acts).transform.tensors for _ in range(2))
@@ -61,7 +62,28 @@ def test_an_mlp_is_as_deep_and_wide_as_asked(acts_of, layers: int, width: int):
     assert [len(bias) for bias in net.front.biases] == [width] * layers
 
 
-def test_a_massive_channel_drowns_no_mlp(tmp_path):
-    monitor = fitted("mlp", made(tmp_path / "a", exclusive_or, scale=1e4, num=400))
+@pytest.mark.parametrize(("degree", "rank"), [(2, 1), (3, 8)])
+def test_a_polynomial_has_the_degree_and_rank_that_are_asked_for(acts_of, degree: int, rank: int):
+    found = fitted("polynomial", acts_of(exclusive_or), degree=degree, rank=rank, epochs=1).transform
+    assert (found.degree, found.coefficients.shape) == (degree, (degree - 1, rank))
+
+
+@pytest.mark.parametrize("wrong", [{"degree": 1}, {"degree": 6}, {"rank": 0}])
+def test_a_degree_or_rank_that_there_is_none_of_is_refused(acts_of, wrong):
+    with pytest.raises(ValueError, match="needs degree 2 to 5, rank 1 or more"):
+        fitted("polynomial", acts_of(exclusive_or), **wrong)
+
+
+def test_lower_degrees_stay_as_they_are_when_a_higher_one_is_fitted(acts_of):
+    acts = acts_of(exclusive_or)
+    low, high = (fitted("polynomial", acts, degree=degree, rank=4).transform for degree in (2, 4))
+    num = low.num_values
+    torch.testing.assert_close(high.projections[:num], low.projections, rtol=0, atol=0)
+    torch.testing.assert_close(high.coefficients[:1], low.coefficients, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("trainer", ["mlp", "polynomial"])
+def test_a_massive_channel_drowns_nothing(tmp_path, trainer: str):
+    monitor = fitted(trainer, made(tmp_path / "a", exclusive_or, scale=1e4, num=400))
     fresh = made(tmp_path / "b", exclusive_or, scale=1e4, seed=1)
     assert auroc(fresh.labels, Scorer([monitor]).lasts(fresh, "prompt")[:, 0]) > 0.95
