@@ -10,11 +10,21 @@ from anyio import to_thread
 from guard.policy import Policy
 from guard.types import Phase, Subject
 from monitors.base import Monitor
-from server.api.errors import bad_request, context_too_long, draining, model_not_found, unavailable
+from server.api.errors import (
+    bad_request,
+    context_too_long,
+    draining,
+    limits_unavailable,
+    model_not_found,
+    rate_limited,
+    unavailable,
+)
 from server.api.schema import MAX_CHOICES, ChatMessage, ChatRequest, CompletionRequest, GenerationRequest
 from server.auditing.content import PromptText
 from server.engines.base import EngineRequest, SamplingParams
 from server.keys.types import Client
+from server.limits.allowance import OverLimitError
+from server.limits.types import LimitsUnavailableError
 from server.observer import ChoiceObserver
 from server.pipeline import Adviser, Choice, NoAdviser
 from server.policy_store import InForce
@@ -95,7 +105,7 @@ class Admission:
             for choice in range(n)
         ]
         text = partial(PromptText.chat, prompt.messages)
-        return self._admit(
+        return await self._admit(
             endpoint,
             _caller(body, request_id, all_scores=body.moderation is not None),
             [_Job(prompt.ids, text, lambda: prompt.messages, sampling) for sampling in samplings],
@@ -126,7 +136,7 @@ class Admission:
             )
             for messages in conversations
         ]
-        return self._admit(endpoint, caller, jobs, max(map(_turn, conversations)))
+        return await self._admit(endpoint, caller, jobs, max(map(_turn, conversations)))
 
     async def completions(self, body: CompletionRequest, request_id: str) -> Admitted:
         """Raises ApiError."""
@@ -160,7 +170,7 @@ class Admission:
             for prompt, text, messages in prompts
             for choice in range(n)
         ]
-        return self._admit("completions", _caller(body, request_id), jobs)
+        return await self._admit("completions", _caller(body, request_id), jobs)
 
     async def _templated(self, messages: list[Message], param: str) -> list[int]:
         try:
@@ -196,7 +206,7 @@ class Admission:
             )
         service.metrics.unknown_fields.inc(num_unknown_fields)
 
-    def _admit(
+    async def _admit(
         self,
         endpoint: str,
         caller: Caller,
@@ -206,6 +216,9 @@ class Admission:
         param = _PARAMS[endpoint]
         for job in jobs:
             self._check_length(len(job.prompt), job.sampling.max_tokens, param)
+        prompts = {id(job.prompt): len(job.prompt) for job in jobs}  # choices of one prompt share it
+        num_prompt = sum(prompts.values())
+        await self._reserve(num_prompt, sum(job.sampling.max_tokens or 0 for job in jobs))
         service = self._service
         in_force, now = service.policies.in_force, service.now()
         subject = Subject(
@@ -232,8 +245,6 @@ class Admission:
             )
             for index, job in enumerate(jobs)
         )
-        prompts = {id(job.prompt): len(job.prompt) for job in jobs}  # choices of one prompt share it
-        num_prompt = sum(prompts.values())
         return Admitted(
             decision_id,
             int(now.timestamp()),
@@ -244,6 +255,16 @@ class Admission:
             choices,
             in_force.monitors.monitors,
         )
+
+    async def _reserve(self, num_prompt: int, num_response: int) -> None:
+        """Take tokens from the client's limits. Raises ApiError."""
+        try:
+            await self._client.allowance.take_tokens(num_prompt, num_response)
+        except OverLimitError as error:
+            self._service.metrics.shed.labels("rate_limit").inc()
+            raise rate_limited(error.why) from error
+        except LimitsUnavailableError as error:
+            raise limits_unavailable() from error
 
     def _choice(
         self,
@@ -276,6 +297,7 @@ class Admission:
             choice=index,
             num_prompt=len(request.prompt_ids),
             stream=caller.stream,
+            allowance=self._client.allowance,
             content=None if service.audit is None else service.content.capture(policy, text),
             subject_hmac=service.content.subject(caller.end_user),
         )

@@ -24,6 +24,7 @@ from server.api import (
 from server.api.errors import ApiError, handle_api_error, handle_validation_error
 from server.keys.gate import KeyGate
 from server.keys.types import KeyScope
+from server.limits.gate import LimitGate
 from server.middleware import BodyLimit, RequestContext
 from server.service import Service
 
@@ -84,6 +85,8 @@ def _plain_app(service: Service, lifespan: object, needed: KeyScope) -> FastAPI:
     app.add_exception_handler(HTTPException, _handle_http_exception)
     app.add_exception_handler(Exception, handle_api_error)
     app.add_middleware(BodyLimit, max_bytes=service.max_body_bytes)
+    if needed is KeyScope.INFER:
+        app.add_middleware(LimitGate, metrics=service.metrics)
     app.add_middleware(KeyGate, keys=service.keys, metrics=service.metrics.keys, needed=needed)
     app.add_middleware(RequestContext, metrics=service.metrics)
     return app

@@ -207,7 +207,14 @@ class Metrics:
         self.policy_reload_ok.set(1)
         for result in ("success", "failure", "unchanged"):
             self.policy_reloads.labels(result)
-        for reason in ("queue_full", "prompt_too_long", "draining", "audit_unwritable", "canary"):
+        for reason in (
+            "queue_full",
+            "prompt_too_long",
+            "draining",
+            "audit_unwritable",
+            "canary",
+            "rate_limit",
+        ):
             self.shed.labels(reason)
 
     def show_policy(self, policy: Policy) -> None:

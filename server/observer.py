@@ -13,6 +13,7 @@ from guard.policy import Policy
 from guard.types import Answer, Decision, Mode, OnError, Phase, Severity, Subject
 from server.auditing.content import Capture
 from server.engines.base import EngineBusy, RequestRefused, StepOutput
+from server.limits.allowance import Allowance
 from server.pipeline import Closed, LeakPreventedError
 from server.scoring import Scorer
 from server.service import Service
@@ -50,6 +51,7 @@ class ChoiceObserver:
         choice: int,
         num_prompt: int,
         stream: bool,
+        allowance: Allowance | None = None,
         content: Capture | None = None,
         subject_hmac: str = "",
     ) -> None:
@@ -62,6 +64,7 @@ class ChoiceObserver:
         self._choice = choice
         self._num_prompt = num_prompt
         self._stream = stream
+        self._allowance = allowance or Allowance()
         self._content = content
         self._subject_hmac = subject_hmac
         self._started = service.clock()
@@ -122,10 +125,18 @@ class ChoiceObserver:
 
     def ended(self, closed: Closed | None, error: BaseException | None) -> None:
         self._count(closed, error)
+        self._tell_use()
         if isinstance(error, Exception):
             self._log_failure(error)
         if self._service.audit is not None and self._is_recorded(closed):
             self._service.audit.write(self._record(closed, error))
+
+    def _tell_use(self) -> None:
+        """Tell what was used; nothing, if the engine never fed a token. A text that was only read is nobody's strike."""
+        if any(self._num_scored.values()):
+            is_read = self._subject.endpoint == "moderations"
+            blocked = self._decider.outcome.action is Severity.BLOCK and not is_read
+            self._allowance.ran(self._num_scored[Phase.RESPONSE], blocked=blocked)
 
     def _is_recorded(self, closed: Closed | None) -> bool:
         """Everything but a plain allowed reply; of those, the share that the policy asks for, by decision id."""

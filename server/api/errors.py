@@ -7,6 +7,7 @@ ApiError
  |-- not_allowed        403 insufficient_scope (the key is for something else)
  |-- forbidden          403 (the key may not ask for that)
  |-- model_not_found    404 model_not_found
+ |-- rate_limited       429 rate_limit_exceeded
  |-- overloaded         503 overloaded
      |-- draining           503 draining
  |-- unavailable        503 interlock_unavailable (the guard could not judge and fails closed)
@@ -14,6 +15,7 @@ ApiError
 """
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 import orjson
@@ -23,6 +25,8 @@ from starlette.responses import Response
 
 from server.api.fields import REFUSED
 from server.engines.base import EngineBusy, EngineDead, EngineError, RequestRefused
+from server.limits.allowance import OverLimit
+from server.limits.types import Unit
 from server.pipeline import LeakPreventedError
 
 _MAX_REPORTED = 5  # validation problems named in one message
@@ -89,6 +93,28 @@ def not_allowed(scope: str) -> ApiError:
 
 def forbidden(message: str, param: str, code: str) -> ApiError:
     return ApiError(403, message, param=param, code=code)
+
+
+def rate_limited(why: OverLimit) -> ApiError:
+    """Over a limit of the key or its tenant: when to come again, or that the request is too large to ever be admitted."""
+    per = _PERIODS.get(why.period_s, f"{why.period_s:g} s")
+    told = f"Rate limit reached: {why.limit} {why.unit} per {per}."
+    if why.wait_s is None:
+        told = f"This request is too large: it asks for {why.asked} {why.unit}, and {why.limit} are allowed per {per}."
+        headers = {"x-should-retry": "false"}
+    else:
+        told += f" Try again in {ceil(why.wait_s)} s."
+        headers = {"Retry-After": str(ceil(why.wait_s)), "retry-after-ms": str(ceil(why.wait_s * 1000))}
+        if why.unit is Unit.BLOCKS:
+            headers["x-should-retry"] = "false"
+    return ApiError(429, told, kind=why.unit, code="rate_limit_exceeded", headers=headers)
+
+
+_PERIODS = {60.0: "minute", 3600.0: "hour"}
+
+
+def limits_unavailable() -> ApiError:
+    return unavailable("Limits can't be checked at the moment, so requests are refused.")
 
 
 def overloaded() -> ApiError:

@@ -1,6 +1,6 @@
 """The key file: tenants, and keys as hashes. Whatever is wrong is told as file:line:col, and no line of it is ever shown."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from guard.errors import PolicyError, Problem, did_you_mean
 from guard.strict import Strict
 from guard.yaml_source import Source, source_from_text
 from server.keys.types import Key, KeyScope
+from server.limits.types import Limit, Unit
 
 _MAX_BYTES = 1 << 20
 
@@ -29,13 +30,32 @@ def _instant(text: str) -> str:
 
 TenantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 KeyId = Annotated[str, Field(pattern=r"^[a-z0-9]{1,32}$")]
+Amount = Annotated[int, Field(ge=1, le=10**9)]
 Instant = Annotated[str, AfterValidator(_instant)]
+
+
+class LimitsSpec(Strict):
+    """What may be used, in a bucket that fills up again: of a key by itself, of a tenant by all its keys together."""
+
+    requests_per_minute: Amount | None = None
+    tokens_per_minute: Amount | None = None  # of prompts and responses
+    blocks_per_hour: Amount | None = None  # requests that the policy blocks; who has more is let in later
+
+    def limits(self, owner: str) -> Iterator[Limit]:
+        for unit, amount, period_s in (
+            (Unit.REQUESTS, self.requests_per_minute, 60.0),
+            (Unit.TOKENS, self.tokens_per_minute, 60.0),
+            (Unit.BLOCKS, self.blocks_per_hour, 3600.0),
+        ):
+            if amount is not None:
+                yield Limit(f"{owner}:{unit}", unit, amount, period_s)
 
 
 class TenantSpec(Strict):
     """One whose requests are decided by the same rules. Policies name it in `match.tenants`."""
 
     description: str = ""
+    limits: LimitsSpec = LimitsSpec()
 
 
 class KeySpec(Strict):
@@ -45,14 +65,18 @@ class KeySpec(Strict):
     scopes: Annotated[tuple[Literal["infer", "debug", "admin"], ...], Field(min_length=1)] = ("infer",)
     expires: Instant | None = None
     description: str = ""
+    limits: LimitsSpec = LimitsSpec()
 
-    def key(self) -> Key:
+    def key(self, tenant: TenantSpec) -> Key:
+        # in braces: what a Redis cluster keeps together, so that all limits of a request are on one node
+        owner = f"{{{self.tenant}}}"
         return Key(
             id=self.id,
             tenant=self.tenant,
             secret_sha256=bytes.fromhex(self.sha256),
             scopes=frozenset(map(KeyScope, self.scopes)),
             expires=datetime.fromisoformat(self.expires) if self.expires else None,
+            limits=(*self.limits.limits(f"{owner}:key:{self.id}"), *tenant.limits.limits(f"{owner}:tenant")),
         )
 
 
@@ -100,7 +124,9 @@ def parse_keys(data: bytes, path: Path) -> KeyFile:
         seen.setdefault(key.id, index)
     if problems:
         raise PolicyError(map(_bare, problems))
-    return KeyFile({key.id: key.key() for key in document.keys}, frozenset(document.tenants))
+    return KeyFile(
+        {key.id: key.key(document.tenants[key.tenant]) for key in document.keys}, frozenset(document.tenants)
+    )
 
 
 def _document(data: bytes, path: Path) -> tuple[KeyDocument, Source]:
@@ -122,7 +148,7 @@ def _problem(source: Source, error: ErrorDetails) -> Problem:
     where = ".".join(map(str, path)) or "the file"
     match error["type"]:
         case "extra_forbidden":
-            hint = did_you_mean(str(path[-1]), _KNOWN.get(len(path), KeyDocument).model_fields)
+            hint = did_you_mean(str(path[-1]), _owner(path).model_fields)
             return _bare(source.problem(path, "unknown-key", f"unknown key {where}", hint, at_key=True))
         case "missing":
             return _bare(source.problem(path, "missing-key", f"missing key {where}"))
@@ -135,7 +161,17 @@ def _problem(source: Source, error: ErrorDetails) -> Problem:
             return _bare(source.problem(path, "value", told))
 
 
-_KNOWN: dict[int, type[Strict]] = {1: KeyDocument, 3: KeySpec}  # by the depth of a key of theirs
+def _owner(path: tuple[int | str, ...]) -> type[Strict]:
+    """Whose key stands at a path."""
+    match path:
+        case (_, _, "limits", _):
+            return LimitsSpec
+        case ("tenants", _, _):
+            return TenantSpec
+        case ("keys", _, _):
+            return KeySpec
+        case _:
+            return KeyDocument
 
 
 def _bare(problem: Problem) -> Problem:

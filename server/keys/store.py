@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
+from time import monotonic
 from typing import Literal
 
 import structlog
@@ -15,6 +16,9 @@ from guard.errors import PolicyError
 from server.keys.file import KeyFile, parse_keys, read_key_bytes
 from server.keys.secret import hash_of, split
 from server.keys.types import Client
+from server.limits.allowance import Allowance
+from server.limits.memory import MemoryStore
+from server.limits.types import LimitStore
 from server.watching import watch
 
 _log = structlog.get_logger()
@@ -36,10 +40,11 @@ class KeyRefusedError(Exception):
 class KeyStore:
     """Reads the key file, and reads it again when asked to. A file that is wrong changes nothing."""
 
-    def __init__(self, path: Path, now: Callable[[], datetime]) -> None:
+    def __init__(self, path: Path, now: Callable[[], datetime], limits: LimitStore | None = None) -> None:
         """Raises PolicyError: a server does not start on a key file that is wrong."""
         self._path = path
         self._now = now
+        self._limits = limits or MemoryStore(monotonic)
         self._lock = asyncio.Lock()
         self._keys, self._digest = self._read()
 
@@ -70,7 +75,7 @@ class KeyStore:
             raise KeyRefusedError("wrong")
         if key.expires is not None and key.expires <= self._now():
             raise KeyRefusedError("expired")
-        return Client(key.tenant, key.id, key.scopes)
+        return Client(key.tenant, key.id, key.scopes, Allowance(self._limits, key.limits))
 
     async def reload(self) -> None:
         """Put the file on disk in force. Raises PolicyError; then the last good keys stay."""

@@ -1,8 +1,11 @@
 """Keys, and who asks with one. A key says which tenant asks; the tenant says which rules of the policy hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+
+from server.limits.allowance import Allowance
+from server.limits.types import Limit
 
 
 class KeyScope(StrEnum):
@@ -22,20 +25,23 @@ class Key:
     secret_sha256: bytes  # 32 bytes
     scopes: frozenset[KeyScope]
     expires: datetime | None = None  # aware
+    limits: tuple[Limit, ...] = ()  # its own, and its tenant's
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who sends a request. Set from its key by the server; nothing else in a request has a say."""
+    """Who sends a request, and what it may use. Set from its key by the server; nothing else in a request has a say."""
 
     tenant: str = "default"
     key_id: str = ""  # empty: the server has no keys
     scopes: frozenset[KeyScope] = frozenset({KeyScope.INFER, KeyScope.ADMIN})
+    allowance: Allowance = field(default_factory=Allowance, compare=False)
 
     @property
     def may_debug(self) -> bool:
         return KeyScope.DEBUG in self.scopes
 
 
-ANYONE = Client()
-"""Everybody, on a server without keys: whoever reaches a port may use it."""
+def anyone() -> Client:
+    """Everybody, on a server without keys: whoever reaches a port may use it."""
+    return Client()

@@ -40,13 +40,13 @@ def key(name):
     return f"ilk_{name}_{hash_of(name).hex()}"
 
 
-def key_file(names=NAMES, more=""):
+def key_file(names=NAMES):
     text = "apiVersion: interlock/v1\nkind: Keys\ntenants: {acme: {}, clinic: {}, staff: {}}\nkeys:\n"
     for name, scopes in names.items():
         tenant = name if name in {"acme", "clinic"} else "staff"
         digest = hash_of(key(name).split("_")[2]).hex()
         text += f"  - {{id: {name}, tenant: {tenant}, sha256: {digest}, scopes: [{scopes}]}}\n"
-    return text + more
+    return text
 
 
 @pytest.fixture
