@@ -69,6 +69,7 @@ def random_monitors(
 ) -> list[Monitor]:
     """Directions drawn from the covariance of the pooled rows, each followed by its opposite: 2 * NUM_RANDOM monitors.
 
+    Where the aggregator is an attention, which a direction has none of, all tokens weigh alike.
     Isotropic ones would mostly read nothing: real activations vary along few directions (science, 4.1).
     """
     x = pooled.rows(point, phase, exclude_first)
@@ -80,7 +81,7 @@ def random_monitors(
         Monitor(
             f"random_{number}_{sign}",
             Linear((point,), torch.tensor(sign_of * w, dtype=torch.float32)[None], torch.zeros(1)),
-            aggregator,
+            aggregator.unweighted,
             exclude_first=scope,
         )
         for number, w in enumerate(drawn)

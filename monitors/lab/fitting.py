@@ -21,6 +21,7 @@ from monitors.lab.statistics import auroc_interval
 from monitors.lab.subject import Subject
 from monitors.lab.sweep import best, candidate, cross_validate
 from monitors.lab.trainers import KIND_SETS, TRAINERS
+from monitors.lab.trainers.base import Settings
 from monitors.types import HookPoint
 
 
@@ -30,17 +31,17 @@ class Search:
 
     kinds: tuple[str, ...]  # keys of TRAINERS or KIND_SETS
     hook_points: tuple[HookPoint, ...]
-    aggregators: tuple[AggregatorSpec, ...]
+    aggregators: tuple[AggregatorSpec, ...] = ()  # (): each kind's own
     penalties: tuple[float, ...] = (1.0,)
     phase: Phase | None = None  # None: response if every example has a reply
     num_folds: int = 5
     exclude_first: int = 0
     seed: int = 0
 
-    def recipes(self, phase: Phase) -> list[Recipe]:
-        """Every combination that the kind allows; where it allows none of the aggregators, the one that it is trained with.
+    def recipes(self, phase: Phase, *, is_streamed: bool = True) -> list[Recipe]:
+        """Every combination that the kinds allow. A kind that allows none of the aggregators is left out of a set.
 
-        Raises ValueError for an unknown kind.
+        Raises ValueError for a kind that is unknown, or that was named and allows none.
         """
         found = []
         for kind in dict.fromkeys(k for name in self.kinds for k in KIND_SETS.get(name, (name,))):
@@ -50,14 +51,34 @@ class Search:
             places = [self.hook_points] if trainer.all_layers else [(point,) for point in self.hook_points]
             penalised = "penalty" in trainer.settings
             choices = [{"penalty": value} for value in self.penalties] if penalised else [{}]
-            allowed = [one for one in self.aggregators if one.kind in trainer.aggregators]
             found += [
                 Recipe(kind, points, phase, aggregator, self.exclude_first, settings)
                 for points in places
                 for settings in choices
-                for aggregator in allowed or [trainer.trained_with(settings)]
+                for aggregator in self._aggregators(kind, settings, is_streamed=is_streamed)
             ]
+        if not found:
+            raise ValueError(f"no kind of {', '.join(self.kinds)} can be aggregated by {self._asked}")
         return found
+
+    @property
+    def _asked(self) -> str:
+        return ", ".join(one.kind for one in self.aggregators)
+
+    def _aggregators(self, kind: str, settings: Settings, *, is_streamed: bool) -> list[AggregatorSpec]:
+        """What a kind is tried with. Where tokens don't come one by one, running averages are as good as one another."""
+        trainer = TRAINERS[kind]
+        wanted = self.aggregators or trainer.run_with
+        allowed = [one for one in wanted if one.kind in trainer.aggregators]
+        if self.aggregators:
+            if not allowed and kind in self.kinds:
+                raise ValueError(
+                    f"kind {kind!r} can't be aggregated by {self._asked}; allowed: "
+                    f"{', '.join(sorted(trainer.aggregators))}. Leave --aggregator out to try the kind's own"
+                )
+            return allowed
+        own = allowed or [trainer.trained_with(settings)]
+        return own if is_streamed else own[:1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +114,7 @@ def fit_monitor(
     """
     check_labels(examples)
     phase = search.phase or phase_of(examples)
-    recipes = search.recipes(phase)
+    recipes = search.recipes(phase, is_streamed=subject.is_causal)
     pooled = Pooled(collect(subject, examples, search.hook_points, cache, progress=reading))
     labels, groups = pooled.acts.labels, pooled.acts.groups
     fold = folds(labels, groups, search.num_folds, search.seed)

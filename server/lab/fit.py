@@ -41,7 +41,7 @@ def fit(
         list[str] | None,
         typer.Option(
             "--kind",
-            help="One layer each: logistic, logistic_last, mass_mean, mass_mean_whitened, lda, sliding_window, max_rolling_mean, softmax, mlp. All layers at once: logistic_layers, "
+            help="One layer each: logistic, logistic_last, mass_mean, mass_mean_whitened, lda, sliding_window, max_rolling_mean, softmax, attention, rolling_attention, multimax, mlp. All layers at once: logistic_layers, "
             "multilayer. Several: all-linear (those without gradient steps), all. May be repeated. Default: logistic.",
         ),
     ] = None,
@@ -49,8 +49,9 @@ def fit(
         list[str] | None,
         typer.Option(
             "--aggregator",
-            help="How the server aggregates over tokens: mean, max, ema:0.12, softmax:5, rolling_mean:8, max_rolling_mean:8 …; may be repeated. "
-            "Default: mean and ema:0.12 (an encoder: mean). A kind is tried with those that it allows; if there are none, with what it is trained with.",
+            help="How the server aggregates over tokens: mean, max, ema:0.12, softmax:5, rolling_mean:8, max_rolling_mean:8, "
+            "attention, rolling_attention:10 …; may be repeated. A kind is tried with those that it allows. "
+            "Default: what suits the kind; mostly mean and ema:0.12 (an encoder: the first).",
         ),
     ] = None,
     penalty: Annotated[
@@ -94,11 +95,10 @@ def fit(
         columns = options.columns(text_field, label_field, group_field, positive)
         examples = read_dataset(data, columns)
         subject = load_subject(model, max_tokens=max_tokens)
-        default = ["mean", "ema:0.12"] if subject.is_causal else ["mean"]
         search = Search(
             kinds=tuple(kind or ["logistic"]),
             hook_points=_hook_points(layers, subject.hook_points),
-            aggregators=tuple(_aggregator(text, AggregatorSpec) for text in aggregator or default),
+            aggregators=tuple(_aggregator(text, AggregatorSpec) for text in aggregator or ()),
             penalties=tuple(penalty or (1.0, 30.0)),
             phase=checked_phase(phase),
             num_folds=num_folds,

@@ -118,7 +118,7 @@ def verify(
         else:
             chosen = phase_of(phase, subjects.test)
             scope = monitor.exclude_first if chosen == "prompt" else 0
-            recipe = Recipe("mass_mean", monitor.hook_points, chosen, monitor.aggregator, scope)
+            recipe = Recipe("mass_mean", monitor.hook_points, chosen, monitor.aggregator.unweighted, scope)
         measured, refusing = measures(behaviour, refusal, subject, subjects)
         with progress_bar("activations") as reading, progress_bar("sequences") as intervening:
             job = Verification(

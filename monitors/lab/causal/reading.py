@@ -55,7 +55,8 @@ def read(
 ) -> Read:
     """AUROC on the test examples, with what it must beat beside it."""
     test, labels = split.test, split.test.acts.labels
-    first = Recipe("mass_mean", (split.points[0],), recipe.phase, recipe.aggregator, recipe.exclude_first)
+    aggregator = recipe.aggregator.unweighted
+    first = Recipe("mass_mean", (split.points[0],), recipe.phase, aggregator, recipe.exclude_first)
     select_labels = split.select.acts.labels
     at_first = fit(
         first, split.select, range(len(select_labels)), select_labels, name="first_layer", seed=seed

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from monitors.aggregate import AggregatorSpec
+from monitors.aggregate import BY_ATTENTION, AggregatorSpec
+from monitors.lab.trainers.attention import attention, multimax
 from monitors.lab.trainers.base import Settings, Trainer
 from monitors.lab.trainers.descent import DESCENT
 from monitors.lab.trainers.linear import last_token, lda, logistic, mass_mean
@@ -35,6 +36,21 @@ def _softmax(settings: Settings) -> AggregatorSpec:
     return AggregatorSpec("softmax", temperature=settings.get("temperature", _TEMPERATURE))
 
 
+def _attention(settings: Settings) -> AggregatorSpec:
+    return AggregatorSpec("attention")
+
+
+_LONG: Settings = {**DESCENT, "epochs": 100, "patience": 10}
+_HEADS: Settings = {
+    "heads": 10,
+    "layers": 2,
+    "width": 100,
+    **_LONG,
+    "learning_rate": 1e-3,
+    "weight_decay": 3e-3,
+}
+_ROLLING = AggregatorSpec("rolling_attention", window=10)  # with _HEADS' sizes: of 2601.11516
+
 _SLIDING = {"window": _WINDOW, "temperature": 1.0, **DESCENT}
 _POLYNOMIAL = {
     "penalty": 1.0,
@@ -56,6 +72,19 @@ TRAINERS: Mapping[str, Trainer] = {
     "multilayer": Trainer(sliding_window, _SLIDING, _window, all_layers=True),
     "max_rolling_mean": Trainer(rolling_max, {"window": _ROLLING_WINDOW, **DESCENT}, _rolling_max),
     "softmax": Trainer(softmax, {"temperature": _TEMPERATURE, **DESCENT}, _softmax),
+    "attention": Trainer(
+        attention,
+        {"heads": 1, "layers": 0, "width": 100, **_LONG, "learning_rate": 5e-3},
+        _attention,
+        aggregators=BY_ATTENTION,
+        run_with=(AggregatorSpec("attention"),),
+    ),
+    "rolling_attention": Trainer(
+        attention, _HEADS, _attention, aggregators=BY_ATTENTION, run_with=(_ROLLING,)
+    ),
+    "multimax": Trainer(
+        multimax, {**_HEADS, "temperature": _TEMPERATURE}, _softmax, run_with=(AggregatorSpec("max"),)
+    ),
     "mlp": Trainer(mlp, {"width": 100, "layers": 2, **DESCENT, "learning_rate": 3e-3}, _mean),
     "polynomial": Trainer(polynomial, _POLYNOMIAL, _mean, aggregators=Polynomial.aggregators),
 }

@@ -35,4 +35,6 @@ class Trainer:
     trained_with: Callable[[Settings], AggregatorSpec]  # how scores were aggregated while fitting
     all_layers: bool = False  # reads every hook point at once, so that there is no layer to choose
     aggregators: frozenset[str] = ELEMENTWISE  # which its kind allows at run time
+    run_with: tuple[AggregatorSpec, ...] = (AggregatorSpec("mean"), AggregatorSpec("ema", alpha=0.12))
+    """What is tried at run time unless others are asked for: those of them that its kind allows, or what it was trained with."""
     link: Link = Link.SIGMOID  # identity where the score is no log-odds
