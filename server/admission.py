@@ -15,11 +15,10 @@ from server.api.errors import (
     context_too_long,
     draining,
     limits_unavailable,
-    model_not_found,
     rate_limited,
     unavailable,
 )
-from server.api.schema import MAX_CHOICES, ChatMessage, ChatRequest, CompletionRequest, GenerationRequest
+from server.api.schema import MAX_CHOICES, ChatRequest, CompletionRequest, GenerationRequest
 from server.auditing.content import PromptText
 from server.engines.base import EngineRequest, SamplingParams
 from server.keys.types import Client
@@ -28,12 +27,12 @@ from server.limits.types import LimitsUnavailableError
 from server.observer import ChoiceObserver
 from server.pipeline import Adviser, Choice, NoAdviser
 from server.policy_store import InForce
+from server.prompts import check_characters, check_model, conversation, templated
 from server.second_opinion.adviser import ChoiceAdviser, PromptAdvice
 from server.second_opinion.types import Message as SentMessage
 from server.service import Service
-from server.tokenizer import Message, PromptError
+from server.tokenizer import Message
 
-_MOST_CHARACTERS_PER_TOKEN = 16  # no tokenizer packs more of real text into its context
 _PARAMS = {
     "chat": "messages",
     "completions": "prompt",
@@ -69,14 +68,6 @@ class Caller:
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """Messages as the chat template takes them, and the token ids that it makes of them."""
-
-    messages: list[Message]
-    ids: list[int]
-
-
-@dataclass(frozen=True, slots=True)
 class _Job:
     """A choice that was asked for. `text` is only made where the decision log needs it, `messages` where a rule asks somebody."""
 
@@ -96,7 +87,7 @@ class Admission:
     async def chat(self, body: ChatRequest, request_id: str, endpoint: str = "chat") -> Admitted:
         """A conversation, by whichever endpoint it came. Raises ApiError."""
         self._check(body.model, body.num_unknown_fields)
-        prompt = await self.conversation(body.messages, endpoint)
+        prompt = await conversation(self._service, body.messages, _PARAMS[endpoint], body.offered)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         max_tokens = body.max_completion_tokens or body.max_tokens
         n = body.n or 1
@@ -112,13 +103,6 @@ class Admission:
             _turn(prompt.messages),
         )
 
-    async def conversation(self, messages: Sequence[ChatMessage], endpoint: str) -> Conversation:
-        """Messages as the model is shown them. Raises ApiError."""
-        param = _PARAMS[endpoint]
-        check_characters(self._service, sum(len(message.text) for message in messages), param)
-        prompt = as_prompt(messages)
-        return Conversation(prompt, await self._templated(prompt, param))
-
     async def scoring(
         self, endpoint: str, model: str, conversations: Sequence[list[Message]], caller: Caller
     ) -> Admitted:
@@ -129,7 +113,7 @@ class Admission:
         check_characters(self._service, num_characters, param)
         jobs = [
             _Job(
-                await self._templated(messages, param),
+                await templated(self._service, messages, param),
                 partial(PromptText.chat, messages),
                 partial(list, messages),
                 SamplingParams(max_tokens=0, temperature=0.0),
@@ -171,12 +155,6 @@ class Admission:
             for choice in range(n)
         ]
         return await self._admit("completions", _caller(body, request_id), jobs)
-
-    async def _templated(self, messages: list[Message], param: str) -> list[int]:
-        try:
-            return await to_thread.run_sync(self._service.tokenizer.chat, messages)
-        except PromptError as error:
-            raise bad_request(str(error), param) from error
 
     async def _encoded(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, list):
@@ -327,23 +305,6 @@ class Admission:
             )
 
 
-def check_model(service: Service, model: str) -> None:
-    """Raises ApiError."""
-    if model not in service.served_models:
-        known = ", ".join(service.served_models)
-        raise model_not_found(f"This model does not exist here; served: {known}")
-
-
-def check_characters(service: Service, num_characters: int, param: str) -> None:
-    """Refuse what can't fit before it costs the time to tokenise it. (A token id counts as a character.) Raises ApiError."""
-    limit = _MOST_CHARACTERS_PER_TOKEN * service.engine.info.max_context
-    if num_characters > limit:
-        service.metrics.shed.labels("prompt_too_long").inc()
-        raise context_too_long(
-            f"The request has {num_characters} characters; at most {limit} can fit.", param
-        )
-
-
 def _caller(body: GenerationRequest, request_id: str, *, all_scores: bool = False) -> Caller:
     return Caller(
         body.request_id or request_id, body.metadata or {}, body.end_user, bool(body.stream), all_scores
@@ -352,13 +313,3 @@ def _caller(body: GenerationRequest, request_id: str, *, all_scores: bool = Fals
 
 def _turn(messages: Sequence[Message]) -> int:
     return sum(message["role"] == "user" for message in messages)
-
-
-def as_prompt(messages: Sequence[ChatMessage]) -> list[Message]:
-    """Messages as the chat template takes them."""
-    return [{"role": _role(message.role), "content": message.text} for message in messages]
-
-
-def _role(role: str) -> str:
-    """`developer` is OpenAI's newer name for `system`; chat templates know the old one."""
-    return "system" if role == "developer" else role

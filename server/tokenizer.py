@@ -1,10 +1,13 @@
 """Text to token ids, through the model's own tokenizer and chat template."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from server.tool_calls import reads_calls_of
+
 Message = dict[str, str]  # {"role": ..., "content": ...}
+TemplateMessage = Mapping[str, Any]  # the same, and perhaps tool_calls or a tool_call_id
 
 
 class PromptError(ValueError):
@@ -22,6 +25,7 @@ class TokenizerInfo:
     pad_token: str | None = None
     unk_token: str | None = None
     chat_template: str | None = None
+    calls_tools: bool = False  # in a form that can be read
 
 
 class Tokenizer(Protocol):
@@ -40,7 +44,13 @@ class Tokenizer(Protocol):
         """How the vocabulary spells each token."""
         ...
 
-    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def chat(
+        self,
+        messages: Sequence[TemplateMessage],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
         """The prompt for the assistant's next turn. Raises PromptError where the template refuses the messages."""
         ...
 
@@ -54,6 +64,8 @@ class ModelTokenizer:
     @property
     def info(self) -> TokenizerInfo:
         own = self._tokenizer
+        # several templates are a table of them, from which none is named here
+        template = own.chat_template if isinstance(own.chat_template, str) else None
         return TokenizerInfo(
             kind=type(own).__name__,
             num_ids=len(own),
@@ -61,9 +73,8 @@ class ModelTokenizer:
             eos_token=own.eos_token,
             pad_token=own.pad_token,
             unk_token=own.unk_token,
-            chat_template=own.chat_template
-            if isinstance(own.chat_template, str)
-            else None,  # not a table of them
+            chat_template=template,
+            calls_tools=template is not None and reads_calls_of(template, own.all_special_tokens),
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -78,12 +89,19 @@ class ModelTokenizer:
         pieces: list[str] = self._tokenizer.convert_ids_to_tokens(list(ids))
         return pieces
 
-    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def chat(
+        self,
+        messages: Sequence[TemplateMessage],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
         if self._tokenizer.chat_template is None:
             raise PromptError("this model has no chat template; use /v1/completions")
         try:
             ids: list[int] = self._tokenizer.apply_chat_template(
                 list(messages),
+                tools=[dict(tool) for tool in tools] or None,
                 add_generation_prompt=add_generation_prompt,
                 return_dict=False,
                 # a client that writes the template's control tokens into a message must not open a turn with them
@@ -115,5 +133,11 @@ class ByteTokenizer:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self.decode([token_id]) for token_id in ids]
 
-    def chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+    def chat(
+        self,
+        messages: Sequence[TemplateMessage],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
         return self.encode("".join(f"{message['role']}: {message['content']}\n" for message in messages))

@@ -59,7 +59,6 @@ GENERATION: Refusable = {
     **dict.fromkeys(
         (
             # OpenAI's
-            "tools",
             "functions",
             "audio",
             "prediction",
@@ -110,7 +109,6 @@ GENERATION: Refusable = {
     ),
     "response_format": _is_unsupported_format,
     "modalities": differs_from(["text"]),
-    "tool_choice": differs_from("none", "auto"),
     "function_call": differs_from("none", "auto"),
     "add_generation_prompt": lambda value: value is not True,
     "skip_special_tokens": lambda value: value is not True,
@@ -122,6 +120,14 @@ GENERATION: Refusable = {
     "service_tier": differs_from("auto", "default"),
     "verbosity": differs_from("medium"),
 }
+
+WITHOUT_TOOLS: Refusable = {
+    **GENERATION,
+    "tools": is_set,
+    "tool_choice": differs_from("none", "auto"),
+    "parallel_tool_calls": lambda _: False,  # without tools there are none to be parallel
+}
+"""Of the surfaces that serve no tools."""
 
 _HINTS = {
     "previous_response_id": "it keeps no responses, so send the whole conversation as input",
@@ -136,7 +142,6 @@ ACCEPTED = frozenset(
         "prompt_cache_key",
         "prompt_cache_retention",
         "prompt_cache_options",
-        "parallel_tool_calls",  # without tools there are none to be parallel
     }
 )
 """Known, and change nothing of what this server answers."""

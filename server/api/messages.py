@@ -5,13 +5,14 @@ from collections.abc import Iterable
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.admission import Admission, Admitted, check_model
+from server.admission import Admission, Admitted
 from server.api.errors import ApiError, Body, anthropic_body
 from server.api.messages_schema import CountRequest, MessagesRequest
 from server.api.reply import Reply, Usage, named_event
 from server.api.running import Result
 from server.engines.base import FinishReason
 from server.pipeline import Closed, Delta, Event, Opened, Said
+from server.prompts import check_model, conversation
 from server.service import Service
 
 router = APIRouter()
@@ -34,9 +35,7 @@ async def count_tokens(body: CountRequest, request: Request) -> Body:
     service: Service = request.app.state.service
     check_model(service, body.model)
     service.metrics.unknown_fields.inc(body.num_unknown_fields)
-    prompt = await Admission(service, request.state.client).conversation(
-        list(body.conversation()), "messages"
-    )
+    prompt = await conversation(service, list(body.conversation()), "messages")
     return {"input_tokens": len(prompt.ids)}
 
 

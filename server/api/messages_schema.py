@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.api.fields import (
-    GENERATION,
+    WITHOUT_TOOLS,
     Refusable,
     Text,
     differs_from,
@@ -20,7 +20,7 @@ from server.api.schema import MAX_MESSAGES, ChatMessage, ChatRequest, Finite, Po
 _LOOSE = ConfigDict(extra="ignore", frozen=True)  # cache_control and citations change nothing of the text
 
 _REFUSED: Refusable = {
-    **{name: asks for name, asks in GENERATION.items() if name not in {"tool_choice", "service_tier"}},
+    **{name: asks for name, asks in WITHOUT_TOOLS.items() if name not in {"tool_choice", "service_tier"}},
     **dict.fromkeys(
         ("tool_choice", "mcp_servers", "container", "context_management", "output_config", "output_format"),
         is_set,

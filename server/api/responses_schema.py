@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.api.fields import (
-    GENERATION,
+    WITHOUT_TOOLS,
     EndUser,
     Metadata,
     Refusable,
@@ -28,7 +28,7 @@ def _reasons(value: Any) -> bool:
 
 
 _REFUSED: Refusable = {
-    **GENERATION,
+    **WITHOUT_TOOLS,
     **dict.fromkeys(
         (
             "previous_response_id",

@@ -7,8 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validat
 
 from server.api.fields import (
     GENERATION,
+    WITHOUT_TOOLS,
     EndUser,
     Metadata,
+    Refusable,
     StreamOptions,
     Text,
     encodable,
@@ -18,6 +20,7 @@ from server.api.fields import (
     refuse_unserved,
     refused,
 )
+from server.api.tools_schema import CalledTool, WithTools
 from server.engines.base import SamplingParams
 
 MAX_CHOICES = 16  # of one request: n times the number of prompts
@@ -70,20 +73,50 @@ _Part = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
 class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Annotated[list[_Part], Field(max_length=MAX_MESSAGES, fail_fast=True)] | None = None
     refusal: Text | None = None
+    tool_calls: Annotated[list[CalledTool], Field(max_length=128)] | None = None
+    tool_call_id: Text | None = None
 
     @model_validator(mode="after")
     def _refuse_what_is_not_served(self) -> Self:
         refuse_unserved(self.model_extra, _OF_MESSAGES)
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls are the assistant's")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("a message of the role tool has a tool_call_id, and no other")
         return self
 
     @property
-    def text(self) -> str:
+    def shown_role(self) -> str:
+        """`developer` is OpenAI's newer name for `system`; chat templates know the old one."""
+        return "system" if self.role == "developer" else self.role
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """As the chat template takes it."""
+        message: dict[str, Any] = {"role": self.shown_role, "content": self.content_text}
+        if self.tool_calls:
+            message["tool_calls"] = [call.shown for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        return message
+
+    @property
+    def uses_tools(self) -> bool:
+        return bool(self.tool_calls) or self.role == "tool"
+
+    @property
+    def content_text(self) -> str:
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or self.refusal or ""
+
+    @property
+    def text(self) -> str:
+        """All that it says, calls of tools included."""
+        return "\n".join(filter(None, [self.content_text, *(call.text for call in self.tool_calls or ())]))
 
 
 class GenerationRequest(BaseModel):
@@ -93,6 +126,7 @@ class GenerationRequest(BaseModel):
 
     path: ClassVar[str]
     foreign: ClassVar[tuple[str, ...]]  # fields of other endpoints, which this one would have to ignore
+    refused: ClassVar[Refusable] = WITHOUT_TOOLS
 
     model: str
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
@@ -119,7 +153,7 @@ class GenerationRequest(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_what_is_not_served(self) -> Self:
-        refuse_unserved(self.model_extra, GENERATION)
+        refuse_unserved(self.model_extra, self.refused)
         refuse_foreign(self.model_extra, self.foreign, self.path)
         if isinstance(self.stop, list) and len(self.stop) > 4:  # noqa: PLR2004  # OpenAI's limit
             raise ValueError("stop takes at most 4 strings")
@@ -129,7 +163,7 @@ class GenerationRequest(BaseModel):
 
     @property
     def num_unknown_fields(self) -> int:
-        return num_unknown(self.model_extra, GENERATION, self.foreign)
+        return num_unknown(self.model_extra, self.refused, self.foreign)
 
     @property
     def end_user(self) -> str:
@@ -194,11 +228,12 @@ class Moderation(BaseModel):
     policy: _ModerationPolicy | None = None
 
 
-class ChatRequest(GenerationRequest):
+class ChatRequest(GenerationRequest, WithTools):
     """POST /v1/chat/completions."""
 
     path = "/v1/chat/completions"
     foreign = ("prompt", "echo", "suffix", "best_of")
+    refused = GENERATION
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_tokens: PositiveInt | None = None

@@ -7,12 +7,11 @@ from anyio import to_thread
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.admission import as_prompt, check_characters, check_model
 from server.api.errors import Body, bad_request
 from server.api.fields import Refusable, Text, is_set, num_unknown, refuse_unserved
 from server.api.schema import MAX_MESSAGES, ChatMessage, TokenId
+from server.prompts import check_characters, check_model, conversation
 from server.service import Service
-from server.tokenizer import PromptError
 
 router = APIRouter()
 
@@ -83,13 +82,10 @@ async def _ids(service: Service, body: TokenizeRequest) -> list[int]:
         text, special = body.prompt or "", body.add_special_tokens is not False
         check_characters(service, len(text), "prompt")
         return await to_thread.run_sync(lambda: tokenizer.encode(text, add_special_tokens=special))
-    messages = as_prompt(body.messages)
-    check_characters(service, sum(len(message["content"]) for message in messages), "messages")
-    opens = body.add_generation_prompt
-    try:
-        return await to_thread.run_sync(lambda: tokenizer.chat(messages, add_generation_prompt=opens))
-    except PromptError as error:
-        raise bad_request(str(error), "messages") from error
+    prompt = await conversation(
+        service, body.messages, "messages", add_generation_prompt=body.add_generation_prompt
+    )
+    return prompt.ids
 
 
 @router.post("/detokenize")

@@ -87,7 +87,6 @@ def test_a_field_that_nobody_knows_is_accepted_and_counted(serve):
     "change",
     [
         {"name": "Ann"},
-        {"tool_calls": [{"id": "1", "type": "function"}]},
         {"function_call": {"name": "f"}},
         {"reasoning_content": "hm"},
     ],
