@@ -15,7 +15,7 @@ _CLOSE = "</tool_call>"
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call that the model asks for. `arguments` is JSON, as the model wrote its values."""
+    """A call that the model asks for. `arguments` is JSON."""
 
     id: str
     name: str
@@ -60,47 +60,45 @@ class ToolCallReader:
             if self._is_inside:
                 pieces.append(self._call(before) or f"{_OPEN}{before}{_CLOSE}")
             else:
-                pieces.append(before)
+                pieces.append(self._trimmed(before))
             self._is_inside = not self._is_inside
         if not self._is_inside:
-            keep = _overlap(self._waiting, _OPEN)
-            settled = len(self._waiting) - keep
-            if self.num_calls and not self._waiting[:settled].strip():
-                settled = 0  # the space between calls is no text; what follows it tells
-            pieces.append(self._waiting[:settled])
-            self._waiting = self._waiting[settled:]
-        return self._told(pieces)
+            settled = self._waiting[: len(self._waiting) - _overlap(self._waiting, _OPEN)]
+            settled = self._trimmed(settled)
+            pieces.append(settled)
+            self._waiting = self._waiting[len(settled) :]
+        return [piece for piece in pieces if piece]
 
     def end(self) -> list[Piece]:
         """The reply is over: what still waited is a call whose end is missing, or text after all."""
         rest, self._waiting = self._waiting, ""
         if not self._is_inside:
-            return self._told([rest])
+            return [text] if (text := self._trimmed(rest)) else []
         self._is_inside = False
-        return self._told([self._call(rest) or f"{_OPEN}{rest}"])
+        return [self._call(rest) or f"{_OPEN}{rest}"]
 
     def _call(self, text: str) -> ToolCall | None:
         try:
-            found = json.loads(text)
+            found = json.loads(text, parse_constant=_refuse)
         except (ValueError, RecursionError):
             return None
-        if not isinstance(found, dict) or found.get("name") not in self._names:
+        if not isinstance(found, dict):
             return None
-        arguments = found.get("arguments", {})
-        if not isinstance(arguments, dict):
+        name, arguments = found.get("name"), found.get("arguments", {})
+        if not isinstance(name, str) or name not in self._names or not isinstance(arguments, dict):
             return None
         self.num_calls += 1
-        return ToolCall(
-            f"call_{secrets.token_hex(12)}", found["name"], json.dumps(arguments, ensure_ascii=False)
-        )
+        # in ASCII: an escaped half of a surrogate pair stays an escape, and so can be sent
+        return ToolCall(f"call_{secrets.token_hex(12)}", name, json.dumps(arguments))
 
-    def _told(self, pieces: list[Piece]) -> list[Piece]:
-        """Without empty text, and without the space around calls."""
-        return [
-            piece
-            for piece in pieces
-            if isinstance(piece, ToolCall) or (piece.strip() if self.num_calls else piece)
-        ]
+    def _trimmed(self, text: str) -> str:
+        """Once there are calls, the space before the next one or the end is no text; it waits until something follows."""
+        return text.rstrip() if self.num_calls else text
+
+
+def _refuse(constant: str) -> None:
+    """Python reads NaN and Infinity, which are no JSON."""
+    raise ValueError(constant)
 
 
 def _overlap(text: str, tag: str) -> int:

@@ -92,7 +92,7 @@ class CountRequest(BaseModel):
     @classmethod
     def _foreign(cls) -> frozenset[str]:
         """Fields of chat completions that this endpoint doesn't have."""
-        return frozenset(ChatRequest.model_fields) - frozenset(MessagesRequest.model_fields)
+        return frozenset(ChatRequest.model_fields).difference(MessagesRequest.model_fields, _REFUSED)
 
 
 class MessagesRequest(CountRequest):

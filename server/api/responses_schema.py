@@ -154,4 +154,4 @@ class ResponsesRequest(BaseModel):
     @classmethod
     def _foreign(cls) -> frozenset[str]:
         """Fields of chat completions that this endpoint doesn't have."""
-        return frozenset(ChatRequest.model_fields) - frozenset(cls.model_fields)
+        return frozenset(ChatRequest.model_fields).difference(cls.model_fields, _REFUSED)

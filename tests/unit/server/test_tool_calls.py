@@ -41,6 +41,18 @@ ZURICH = ("weather", {"city": "Zürich"})
             '<tool_call>{"name": "time", "arguments": "x"}',
             [],
         ),
+        ('<tool_call>{"name": ["time"]}', '<tool_call>{"name": ["time"]}', []),
+        (
+            '<tool_call>{"name": "time", "arguments": {"x": NaN}}',
+            '<tool_call>{"name": "time", "arguments": {"x": NaN}}',
+            [],
+        ),
+        (
+            '<tool_call>{"name": "time", "arguments": {"x": "\\ud800"}}</tool_call>',
+            "",
+            [("time", {"x": "\ud800"})],
+        ),
+        (f"a \n{OTHER} b  \n", "a \n b", [("time", {})]),
         ("<tool_call>" + "[" * 100_000, "<tool_call>" + "[" * 100_000, []),
     ],
 )
