@@ -186,3 +186,27 @@ def test_a_blocked_prompt_is_a_400_by_every_route_before_a_stream_begins(tmp_pat
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "content_filter")
     assert reply.json()["interlock"]["phase"] == "prompt"
     assert reply.headers["x-interlock-action"] == "block"
+
+
+STEER = """
+apiVersion: interlock/v1
+kind: Policy
+metadata: {name: p, version: "1"}
+rules:
+  - {id: calm-down, when: max(response.harm) > 0.5, then: {steer: {vector: calm, strength: 2.5}}}
+tests:
+  - {name: t, given: {response: {harm: "0.9"}}, expect: {action: steer}}
+"""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", GENERATING, ids=lambda route: route[1])
+def test_steering_reaches_the_engine_by_every_route(tmp_path, route, stream):
+    script = Script([WORD] * 5, scores(), scores(harm={1: 0.9}))
+    engine = ScriptedEngine(lambda _: script, ("harm", "deception"), vectors=("calm",))
+    service = make_service(engine, STEER, tmp_path / "audit.jsonl", vectors=("calm",))
+    with TestClient(create_app(service)) as client:
+        reply = ask(client, route, RUNS_THE_MODEL[route], stream=stream)
+    assert reply.text.count(WORD) >= 1
+    assert '"action":"steer"' in reply.text
+    assert {(command.vector, command.strength) for _, command in engine.steered} == {("calm", 2.5)}
