@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 from monitors.attention import Attention, MultiMax
 from monitors.base import Transform
+from monitors.condition import Condition, MeanCondition
 from monitors.direction import Cosine
 from monitors.linear import Linear
 from monitors.mlp import Mlp
+from monitors.novelty import Novelty
 from monitors.polynomial import Polynomial
 from monitors.sae_feature import SaeFeature
 from monitors.sae_features import SaeFeatures
@@ -20,6 +22,9 @@ MONITORS: Mapping[str, type[Transform]] = {
         SaeFeatures,
         Mlp,
         Polynomial,
+        Condition,
+        MeanCondition,
+        Novelty,
         Attention,
         MultiMax,
     )

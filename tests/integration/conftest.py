@@ -12,10 +12,12 @@ from monitors.aggregate import AggregatorSpec
 from monitors.artifacts import MonitorSet
 from monitors.attention import Attention, MultiMax
 from monitors.base import Link, Monitor
+from monitors.condition import Condition, MeanCondition
 from monitors.direction import Cosine
 from monitors.front import Front
 from monitors.linear import Linear
 from monitors.mlp import Mlp
+from monitors.novelty import Novelty
 from monitors.polynomial import Polynomial
 from monitors.sae.base import Among, Selection
 from monitors.sae_features import SaeFeatures
@@ -84,6 +86,11 @@ def monitors_for(loaded: LoadedModel) -> MonitorSet:
     sae_features = Monitor("sae_features", features, AggregatorSpec("max"))
     powers = Polynomial(points[1], random(7, d), random(7), random(3, 2))
     polynomial = Monitor("polynomial", powers, AggregatorSpec("mean"), exclude_first=1)
+    condition = Monitor("condition", Condition(points[0], random(d), -1), AggregatorSpec("last"))
+    of_mean = Monitor("condition_mean", MeanCondition(points[-1], random(d)), AggregatorSpec("mean"))
+    basis = torch.linalg.qr(random(d, 3)).Q.T.contiguous()
+    cloud = Novelty(points[1], random(d), random(d).exp(), basis, random(3).exp(), random(1).exp())
+    novelty = Monitor("novelty", cloud, AggregatorSpec("softmax", temperature=5.0))
     push = SteeringVector("push", "add", (Direction(points[1], random(d)),), max_norm_ratio=1e6)
     erase = SteeringVector("erase", "ablate", (Direction(points[0], random(d)),), max_norm_ratio=1e6)
     heads = random(2, 5), random(2, 5), random(2)
@@ -97,7 +104,8 @@ def monitors_for(loaded: LoadedModel) -> MonitorSet:
         exclude_first=1,
     )
     multimax = Monitor("multimax", MultiMax(points[1], *heads[1:], front), AggregatorSpec("max"))
-    probes += [across, at_input, cosine, mlp, sae_features, polynomial, attention, rolling, multimax]
+    probes += [across, at_input, cosine, mlp, sae_features, polynomial, condition, of_mean, novelty]
+    probes += [attention, rolling, multimax]
     probes = [replace(probe, calibration=REHEARSAL) for probe in probes]
     return MonitorSet(tuple(probes), {"push": push, "erase": erase})
 

@@ -3,11 +3,15 @@
 from collections.abc import Mapping
 
 from monitors.aggregate import BY_ATTENTION, AggregatorSpec
+from monitors.base import Link
+from monitors.condition import MeanCondition
 from monitors.lab.trainers.attention import attention, multimax
 from monitors.lab.trainers.base import Settings, Trainer
+from monitors.lab.trainers.condition import last_condition, mean_condition
 from monitors.lab.trainers.descent import DESCENT
 from monitors.lab.trainers.linear import last_token, lda, logistic, mass_mean
 from monitors.lab.trainers.mlp import mlp
+from monitors.lab.trainers.novelty import novelty
 from monitors.lab.trainers.polynomial import polynomial
 from monitors.lab.trainers.token_linear import rolling_max, sliding_window, softmax
 from monitors.polynomial import Polynomial
@@ -87,6 +91,11 @@ TRAINERS: Mapping[str, Trainer] = {
     ),
     "mlp": Trainer(mlp, {"width": 100, "layers": 2, **DESCENT, "learning_rate": 3e-3}, _mean),
     "polynomial": Trainer(polynomial, _POLYNOMIAL, _mean, aggregators=Polynomial.aggregators),
+    "condition": Trainer(last_condition, {}, _last, run_with=(AggregatorSpec("last"),), link=Link.IDENTITY),
+    "condition_mean": Trainer(
+        mean_condition, {}, _mean, aggregators=MeanCondition.aggregators, link=Link.IDENTITY
+    ),
+    "novelty": Trainer(novelty, {"rank": 64}, _last, link=Link.IDENTITY),  # fitted on each token by itself
 }
 
 KIND_SETS: Mapping[str, tuple[str, ...]] = {

@@ -28,6 +28,15 @@ TENSORS = {
         "offsets": torch.ones(5),
         "coefficients": torch.ones(2, 2),
     },
+    "condition": {"direction": torch.ones(4)},
+    "condition_mean": {"direction": torch.ones(4)},
+    "novelty": {
+        "mean": torch.ones(4),
+        "std": torch.ones(4),
+        "basis": torch.eye(4)[:2],
+        "variance": torch.ones(2),
+        "residual_variance": torch.ones(1),
+    },
     "mlp": {
         "front.0.weight": torch.ones(3, 4),
         "front.0.bias": torch.ones(3),
@@ -39,6 +48,8 @@ HEADS = {"value": torch.ones(2, 3), "value_bias": torch.ones(2)}
 FRONT = {"front.0.weight": torch.ones(3, 4), "front.0.bias": torch.ones(3)}
 TENSORS |= {"attention": {**FRONT, "query": torch.ones(2, 3), **HEADS}, "multimax": {**FRONT, **HEADS}}
 PARAMS = {
+    "condition": {"sign": -1},
+    "condition_mean": {"sign": 1},
     "sae_features": {"combine": "sum", "squash": "none", "scale": "none", "features": "3 5"},
     "sae_feature": {"scale": "none", "feature": 3},
 }
@@ -63,9 +74,7 @@ def test_a_kind_refuses_other_tensors(kind):
         MONITORS[kind].restore((HookPoint(2),), {"other": torch.ones(4)}, PARAMS.get(kind, {}))
 
 
-@pytest.mark.parametrize(
-    "kind", ["direction", "sae_feature", "sae_features", "polynomial", "mlp", "attention", "multimax"]
-)
+@pytest.mark.parametrize("kind", sorted(MONITORS.keys() - {"linear"}))
 def test_a_kind_of_one_hook_point_refuses_two(kind):
     with pytest.raises(ValueError, match="one hook point"):
         MONITORS[kind].restore((HookPoint(1), HookPoint(2)), TENSORS[kind], PARAMS.get(kind, {}))

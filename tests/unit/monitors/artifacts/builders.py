@@ -9,10 +9,12 @@ from monitors.aggregate import AggregatorSpec
 from monitors.artifacts import ModelIdentity, SaeReference, save_monitor, save_vector
 from monitors.attention import Attention, MultiMax
 from monitors.base import Calibration, Evidence, Link, Monitor, Rectifier, Scale, Threshold
+from monitors.condition import Condition, MeanCondition
 from monitors.direction import Cosine
 from monitors.front import Front
 from monitors.linear import Linear
 from monitors.mlp import Mlp
+from monitors.novelty import Novelty
 from monitors.polynomial import Polynomial
 from monitors.sae_feature import SaeFeature
 from monitors.sae_features import Combine, SaeFeatures
@@ -53,6 +55,9 @@ TRANSFORMS = {
         combine=Combine.MAX,
     ),
     "polynomial": Polynomial(P1, randn(5, D), randn(5), randn(2, 2)),
+    "condition": Condition(P1, randn(D), -1),
+    "condition_mean": MeanCondition(P1, randn(D)),
+    "novelty": Novelty(P1, randn(D), torch.ones(D), torch.eye(D)[:2], torch.ones(2), torch.ones(1)),
     "mlp": Mlp(P1, Front((randn(4, D),), (randn(4),)), randn(4), randn(1)),
     "attention": Attention(P1, randn(2, D), randn(2, D, seed=1), randn(2)),
     "attention_front": Attention(P1, randn(2, 3), randn(2, 3), randn(2), Front((randn(3, D),), (randn(3),))),
@@ -62,8 +67,8 @@ TRANSFORMS = {
 
 def full_monitor(name, transform):
     run, train = AggregatorSpec("ema", alpha=0.5), AggregatorSpec("rolling_mean", window=8)
-    if transform.aggregators == {"mean", "last"}:
-        run, train = AggregatorSpec("last"), AggregatorSpec("mean")
+    if transform.aggregators <= {"mean", "last"}:
+        run, train = AggregatorSpec("mean"), AggregatorSpec("last")
     elif run.kind not in transform.aggregators:
         run, train = AggregatorSpec("rolling_attention", window=10), AggregatorSpec("attention")
     return Monitor(

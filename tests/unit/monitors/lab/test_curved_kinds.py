@@ -14,14 +14,15 @@ from monitors.lab.pooling import Pooled
 from monitors.lab.recipes import Recipe, fit
 from monitors.lab.scoring import Scorer
 from monitors.lab.statistics import auroc
-from tests.unit.monitors.lab.synthetic import PLANTED, Shift, exclusive_or, made
+from tests.unit.monitors.lab.synthetic import PLANTED, Shift, anywhere, direction, exclusive_or, made
 
 MEAN = AggregatorSpec("mean")
 
 
 def fitted(trainer: str, acts: Activations, seed: int = 0, labels=None, **settings: float) -> Monitor:
     labels = acts.labels if labels is None else labels
-    recipe = Recipe(trainer, (PLANTED,), "prompt", MEAN, settings=settings)
+    aggregator = AggregatorSpec("last") if trainer == "condition" else MEAN
+    recipe = Recipe(trainer, (PLANTED,), "prompt", aggregator, settings=settings)
     return fit(recipe, Pooled(acts), range(len(labels)), labels, seed=seed)
 
 
@@ -42,7 +43,50 @@ def test_tells_what_no_line_tells(tmp_path, acts_of, trainer: str):
     assert on_fresh(fitted(trainer, acts), exclusive_or, tmp_path) > 0.95
 
 
-@pytest.mark.parametrize("trainer", ["mlp", "polynomial"])
+def test_novelty_tells_what_lies_away_from_benign_rows_in_any_direction(tmp_path, acts_of):
+    acts = acts_of(anywhere)
+    assert abs(on_fresh(fitted("logistic", acts), anywhere, tmp_path) - 0.5) < 0.2
+    assert on_fresh(fitted("novelty", acts, rank=6), anywhere, tmp_path) > 0.95
+
+
+def test_novelty_is_about_1_for_benign_rows_and_looks_at_no_others(acts_of):
+    acts = acts_of(anywhere)
+    monitor = fitted("novelty", acts)
+    benign = Scorer([monitor]).lasts(acts, "prompt")[acts.labels == 0, 0]
+    assert 0.9 < benign.mean() < 1.1
+    spoiled = made(acts.folder / "spoiled", lambda rng, label: 10 * anywhere(rng, label), num=400)
+    of_spoiled = fitted("novelty", spoiled).transform.tensors
+    assert all(tensor.equal(of_spoiled[name]) for name, tensor in monitor.transform.tensors.items())
+
+
+def test_novelty_of_fewer_rows_than_channels_is_shrunk_and_finite(tmp_path):
+    acts = made(tmp_path / "few", anywhere, num=4)
+    transform = fitted("novelty", acts, rank=16).transform
+    assert (transform.variance > 0.01).all()
+    assert np.isfinite(Scorer([fitted("novelty", acts)]).lasts(acts, "prompt")).all()
+
+
+def along(rng: np.random.Generator, label: int) -> np.ndarray:
+    return 4.0 * label * direction()
+
+
+def towards_nothing(rng: np.random.Generator, label: int) -> np.ndarray:
+    """Negative examples lie along the direction, so that the condition is met where the similarity is low."""
+    return along(rng, 1 - label)
+
+
+@pytest.mark.parametrize("trainer", ["condition", "condition_mean"])
+@pytest.mark.parametrize(("shift", "sign"), [(along, 1), (towards_nothing, -1)])
+def test_a_condition_finds_its_direction_and_the_side_on_which_it_is_met(
+    tmp_path, acts_of, trainer: str, shift: Shift, sign: int
+):
+    monitor = fitted(trainer, acts_of(shift))
+    assert abs(monitor.transform.direction.numpy() @ direction()) > 0.95
+    assert monitor.transform.sign == sign
+    assert on_fresh(monitor, shift, tmp_path) > 0.95
+
+
+@pytest.mark.parametrize("trainer", ["mlp", "polynomial", "novelty"])
 def test_shuffled_labels_teach_nothing(tmp_path, acts_of, trainer: str):
     acts = acts_of(exclusive_or)
     labels = np.random.default_rng(5).permutation(acts.labels)

