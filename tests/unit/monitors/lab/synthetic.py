@@ -45,14 +45,31 @@ def anywhere(rng: np.random.Generator, label: int) -> np.ndarray:
     return 4.0 * label * v / np.linalg.norm(v)
 
 
+def nothing(rng: np.random.Generator, label: int) -> float:
+    """For examples that differ by a needle, or not at all."""
+    return 0.0
+
+
 def made(
-    folder: Path, shift: Shift, *, num: int = 200, seed: int = 0, scale: float = 1.0, reply: int = 0
+    folder: Path,
+    shift: Shift,
+    *,
+    num: int = 200,
+    seed: int = 0,
+    scale: float = 1.0,
+    offset: float = 0.0,
+    num_tokens: tuple[int, int] = (3, 12),
+    needle: float = 0.0,
+    reply: int = 0,
 ) -> Activations:
-    """`num` examples of 3 to 12 prompt tokens (and `reply` more), half positive, in groups of two."""
+    """`num` examples of 3 to 12 prompt tokens (and `reply` more), half positive, in groups of two.
+
+    `needle` is how far one token of each positive example lies along the direction.
+    """
     rng = np.random.default_rng(seed)
     examples, tokens, rows = [], [], {point: [] for point in POINTS}
     for i in range(num):
-        label, num_prompt = i % 2, int(rng.integers(3, 13))
+        label, num_prompt = i % 2, int(rng.integers(num_tokens[0], num_tokens[1] + 1))
         length = num_prompt + reply
         examples.append(
             Example(
@@ -69,7 +86,9 @@ def made(
             x = rng.normal(size=(length, D))
             if point == PLANTED:
                 x += added
-            x[:, 0] *= scale  # one massive channel
+                if needle and label:
+                    x[rng.integers(num_prompt)] += needle * direction()
+            x[:, 0] = x[:, 0] * scale + offset  # one massive channel
             rows[point].append(torch.tensor(x, dtype=torch.float32))
     starts = np.zeros(num, dtype=np.int64)
     folder.mkdir(parents=True, exist_ok=True)
