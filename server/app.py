@@ -40,6 +40,8 @@ def create_app(service: Service, *, expose_metrics: bool = False) -> FastAPI:
         finally:
             await service.engine.stop()
             await service.second_opinions.close()
+            if service.keys is not None:
+                await service.keys.close()
             if service.audit is not None:
                 service.audit.close()
 

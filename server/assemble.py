@@ -28,6 +28,9 @@ from server.engines.transformers.engine import EngineSettings
 from server.engines.transformers.model import LoadedModel, load_model
 from server.keys.store import KeyStore
 from server.last_good import LastGood
+from server.limits.memory import MemoryStore
+from server.limits.shared import SharedStore
+from server.limits.types import LimitStore
 from server.metrics import Metrics
 from server.policy_store import PolicyStore, Sources
 from server.second_opinion.config import Target, read_targets
@@ -46,7 +49,8 @@ def assemble(config: ServerConfig) -> Service:
     transformers_logging.disable_progress_bar()
     content = content_rules(config)
     targets = read_targets(config.second_opinions, os.environ) if config.second_opinions else ()
-    keys = KeyStore(config.keys, utc_now) if config.keys else None
+    limits = limit_store(config)
+    keys = KeyStore(config.keys, utc_now, limits) if config.keys else None
     loaded = load_model(
         config.model,
         device=config.device,
@@ -75,6 +79,8 @@ def assemble(config: ServerConfig) -> Service:
     metrics = create_metrics(engine.info.model_id, policies.current)
     metrics.model_info.labels(engine.info.model_id, engine.info.dtype, engine.info.fingerprint[:12]).set(1)
     metrics.watch_load(engine.load)
+    if isinstance(limits, SharedStore):
+        limits.on_failed = lambda disposition: metrics.failures.labels("limits", disposition).inc()
     metrics.policy_reload_ok.set(not policies.last_error)
     if not policies.last_error:
         metrics.policy_reload_time.set_to_current_time()
@@ -109,6 +115,21 @@ def assemble(config: ServerConfig) -> Service:
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+def limit_store(config: ServerConfig) -> LimitStore:
+    """Raises ValueError."""
+    local = MemoryStore(time.monotonic)
+    if config.limits_redis is None:
+        return local
+    if config.keys is None:
+        raise ValueError("limits_redis shares the limits of keys, and there are none: give --keys, too")
+    try:
+        from server.limits.redis import RedisStore  # noqa: PLC0415  # an extra
+    except ImportError as error:
+        raise ValueError("limits_redis needs redis-py: pip install 'interlock[redis]'") from error
+    shared = RedisStore(config.limits_redis, timeout_s=config.limits_timeout_s)
+    return SharedStore(shared, local, on_error=config.limits_on_error, clock=time.monotonic)
 
 
 def load_monitors(folder: Path | None, loaded: LoadedModel) -> MonitorSet:

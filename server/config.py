@@ -12,6 +12,7 @@ from guard.audit import SeriesFormat
 from guard.schema import LogContent
 from server.auditing.writer import OnFull
 from server.canary import OnFailure
+from server.limits.shared import OnError
 
 _PREFIX = "INTERLOCK__"
 DEMO = Path(__file__).resolve().parent.parent / "deploy" / "demo"
@@ -40,6 +41,11 @@ class ServerConfig(BaseSettings):
     policy: Path = DEMO_POLICY  # a file, or a folder of *.yaml
     monitors: Path | None = DEMO / "monitors"  # a folder of artifacts
     keys: Path | None = None  # a file of hashed keys; None: whoever reaches a port may use it
+    limits_redis: SecretStr | None = None  # redis://…: limits of keys are shared by all servers that name it
+    limits_on_error: OnError = (
+        "closed"  # while Redis can't be reached: closed refuses requests, open counts by each server alone
+    )
+    limits_timeout_s: Annotated[float, Field(gt=0)] = 0.25  # of a call to Redis
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     admin_host: str = "127.0.0.1"

@@ -201,7 +201,7 @@ class Metrics:
             metric.labels(self.model)
         for kind in ("prompt", "completion"):
             self.tokens.labels(self.model, kind)
-        for component in ("monitor", "engine", "audit", "canary", "second_opinion"):
+        for component in ("monitor", "engine", "audit", "canary", "second_opinion", "limits"):
             for disposition in ("open", "closed"):
                 self.failures.labels(component, disposition)
         self.policy_reload_ok.set(1)

@@ -87,6 +87,10 @@ class KeyStore:
         """Call `reload`, which must not raise, when the file has changed."""
         await watch(self._look, lambda: self._digest, reload, poll_s)
 
+    async def close(self) -> None:
+        """Let go of the limits' connections."""
+        await self._limits.close()
+
     def _read(self) -> tuple[KeyFile, str]:
         data = read_key_bytes(self._path)
         return parse_keys(data, self._path), sha256(data).hexdigest()
