@@ -11,7 +11,7 @@ from server.lab.report import report
 from server.lab.sae import check, convert
 from server.lab.sae_fit import features
 from server.lab.sae_fit import fit as sae_fit
-from server.lab.vector_import import import_vector
+from server.lab.vector_import import import_condition, import_vector
 from server.lab.verify import verify
 
 monitor_app = typer.Typer(
@@ -38,6 +38,7 @@ monitor_app.command("eval")(evaluate)
 monitor_app.command("verify")(verify)
 monitor_app.command("report")(report)
 monitor_app.command("inspect")(inspect)
+monitor_app.command("import")(import_condition)
 sae_app.command("check")(check)
 sae_app.command("convert")(convert)
 vector_app.command("fit")(vector.fit)

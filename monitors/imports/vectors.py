@@ -36,6 +36,14 @@ def import_vector(path: Path, *, name: str, d_model: int, num_layers: int) -> St
     Raises ImportFileError for what does not fit the model, ValueError for a vector of zeros.
     """
     directions = read_directions(path)
+    check_fits(path, directions, d_model=d_model, num_layers=num_layers)
+    return SteeringVector(
+        name, "add", tuple(Direction(HookPoint(layer), directions[layer]) for layer in sorted(directions))
+    )
+
+
+def check_fits(path: Path, directions: Mapping[int, Tensor], *, d_model: int, num_layers: int) -> None:
+    """Raise ImportFileError unless a file's directions are for a model of this size, and finite."""
     if not directions:
         raise ImportFileError(f"{path}: holds no directions")
     for layer, vector in directions.items():
@@ -49,6 +57,3 @@ def import_vector(path: Path, *, name: str, d_model: int, num_layers: int) -> St
             )
         if not vector.isfinite().all():
             raise ImportFileError(f"{path}: layer {layer} holds NaN or infinity")
-    return SteeringVector(
-        name, "add", tuple(Direction(HookPoint(layer), directions[layer]) for layer in sorted(directions))
-    )

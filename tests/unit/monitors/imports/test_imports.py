@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from monitors.imports.base import ImportFileError
+from monitors.imports.conditions import import_condition
 from monitors.imports.gguf import read_gguf
 from monitors.imports.svec import read_svec
 from monitors.imports.vectors import import_vector
-from monitors.types import HookPoint
+from monitors.types import HookKind, HookPoint
 
 D = 6
 
@@ -143,3 +144,42 @@ def test_what_is_not_finite_or_not_known_is_refused(tmp_path):
         import_vector(write(tmp_path, b"", "v.pt"), name="v", d_model=D, num_layers=4)
     with pytest.raises(ImportFileError, match=r"known: \.gguf, \.svec, \.safetensors"):
         import_vector(write(tmp_path, b"", "v.yaml"), name="v", d_model=D, num_layers=4)
+
+
+def write_svec(tmp_path, directions):
+    content = {"model_type": "llama", "directions": directions, "explained_variances": {}}
+    return write(tmp_path, json.dumps(content).encode(), "c.svec")
+
+
+@pytest.mark.parametrize(("pooling", "kind"), [("mean", "condition_mean"), ("last", "condition")])
+@pytest.mark.parametrize(("threshold_is", "sign"), [("smaller", 1), ("larger", -1)])
+def test_a_condition_becomes_a_monitor_of_the_input_of_its_block(tmp_path, pooling, kind, threshold_is, sign):
+    path = write_svec(tmp_path, {"0": values(0), "2": values(2)})
+    monitor = import_condition(
+        path, name="hate", layer=2, pooling=pooling, threshold_is=threshold_is, d_model=D, num_layers=4
+    )
+    assert monitor.hook_points == (HookPoint(2, HookKind.RESID_PRE),)
+    assert (monitor.transform.kind, monitor.aggregator.kind) == (kind, pooling)
+    assert monitor.transform.sign == sign
+    torch.testing.assert_close(monitor.transform.direction, torch.tensor(values(2)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer": 1}, "has no layer 1; it has 0, 2"),
+        ({"d_model": 7}, "this model's d_model is 7"),
+        ({"num_layers": 2}, "has layer 2; this model has layers 0 to 1: it is for another model"),
+    ],
+)
+def test_a_condition_that_does_not_fit_is_refused(tmp_path, changes, message):
+    path = write_svec(tmp_path, {"0": values(0), "2": values(2)})
+    settings = {"layer": 2, "d_model": D, "num_layers": 4} | changes
+    with pytest.raises(ImportFileError, match=message):
+        import_condition(path, name="hate", **settings)
+
+
+def test_a_condition_is_no_control_vector(tmp_path):
+    path = write(tmp_path, gguf({"direction.1": values(1)}))
+    with pytest.raises(ImportFileError, match=r"a condition is a \.svec of activation-steering"):
+        import_condition(path, name="hate", layer=1, d_model=D, num_layers=4)
