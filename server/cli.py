@@ -146,6 +146,7 @@ def serve(
             "port": port,
             "admin_port": admin_port,
             "expose_metrics": expose_metrics,
+            "show_scores": show_scores,
             "second_opinions": second_opinions,
             "audit": audit,
             "log_content_max": log_content_max,

@@ -1,0 +1,28 @@
+"""What `interlock serve` is told reaches the settings."""
+
+import inspect
+
+import pytest
+
+from server import cli
+from server.config import ServerConfig
+
+
+class _CaughtError(Exception):
+    pass
+
+
+def test_every_option_reaches_the_settings_under_its_own_name(monkeypatch):
+    """An option that is forgotten on the way would be accepted and do nothing."""
+    caught = {}
+
+    def catch(given, *, no_audit):
+        caught.update(given)
+        raise _CaughtError
+
+    monkeypatch.setattr(cli, "_config", catch)
+    options = set(inspect.signature(cli.serve).parameters) - {"no_audit", "verbose"}
+    with pytest.raises(_CaughtError):
+        cli.serve(**{name: name for name in options})
+    assert caught == {name: name for name in options}
+    assert options <= set(ServerConfig.model_fields)
