@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from monitors.aggregate import BY_ATTENTION
 from monitors.base import Monitor
 from monitors.direction import Cosine
 from monitors.linear import Linear
@@ -40,7 +41,7 @@ def _gradients(monitor: Monitor, positives: Mapping[HookPoint, Tensor]) -> dict[
     leaves = {point: positives[point].float().clone().requires_grad_() for point in monitor.hook_points}
     with torch.enable_grad():
         values = monitor.transform.values(leaves)
-        if monitor.aggregator.kind in {"attention", "rolling_attention"}:
+        if monitor.aggregator.kind in BY_ATTENTION:
             values = values[:, values.shape[1] // 2 :]
         score = monitor.transform.readout(values) if values.shape[1] > 1 else values
         found = torch.autograd.grad(score.sum(), list(leaves.values()), allow_unused=True)
