@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import orjson
 import pytest
 from fastapi import APIRouter, FastAPI, Request
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
@@ -186,6 +188,41 @@ def test_a_blocked_prompt_is_a_400_by_every_route_before_a_stream_begins(tmp_pat
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "content_filter")
     assert reply.json()["interlock"]["phase"] == "prompt"
     assert reply.headers["x-interlock-action"] == "block"
+
+
+@pytest.mark.parametrize("holdback", [0, 2])
+def test_by_no_route_does_a_token_leave_before_it_and_its_holdback_are_decided(tmp_path, holdback):
+    """Whatever is scored: streamed, exactly what stands before the blocking token and the holdback; whole, nothing of it."""
+    scripts = [Script()]
+    engine = ScriptedEngine(lambda _: scripts[-1], ("harm", "deception"))
+    policy = (POLICY % ("response", "response")).replace(
+        "rules:", f"defaults: {{holdback: {holdback}}}\nrules:"
+    )
+    service = make_service(engine, policy, tmp_path / "audit.jsonl")
+    with TestClient(create_app(service)) as client:
+
+        @settings(max_examples=40, suppress_health_check=list(HealthCheck))
+        @given(
+            series=st.lists(st.sampled_from([0.0, 0.5, 0.51, 0.9]), min_size=1, max_size=10),
+            route=st.sampled_from(GENERATING),
+            stream=st.booleans(),
+        )
+        def check_one(series, route, stream):
+            scripts.append(
+                Script([f"<{i}>" for i in range(len(series))], scores(), {**scores(), "harm": series})
+            )
+            said = ask(client, route, RUNS_THE_MODEL[route], stream=stream).text
+            blocked_at = next((index for index, score in enumerate(series) if score > 0.5), None)
+            shown = [index for index in range(len(series)) if f"<{index}>" in said]
+            if blocked_at is None:
+                assert shown == list(range(len(series)))
+            else:
+                # a text completion tells what it had, whole or streamed
+                told = stream or route[1] == "/v1/completions"
+                assert shown == list(range(max(0, blocked_at - holdback) if told else 0))
+
+        check_one()
+    assert service.metrics.registry.get_sample_value("interlock_leaks_prevented_total") == 0
 
 
 STEER = """
