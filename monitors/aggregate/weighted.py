@@ -73,7 +73,8 @@ class Attention:
         self._mean.merge(later._mean)
 
     def update(self, z: Array) -> Array:
-        return self._mean.update(*np.split(z, 2, axis=1))
+        num_heads = z.shape[1] // 2
+        return self._mean.update(z[:, :num_heads], z[:, num_heads:])
 
 
 class RollingAttention(Sequential):
@@ -88,30 +89,31 @@ class RollingAttention(Sequential):
     def __init__(self, num_values: int, window: int) -> None:
         if window < 1:
             raise ValueError(f"window is {window}, must be 1 or more")
-        num_heads = _num_heads(num_values)
+        self._num_heads = _num_heads(num_values)
         self._window = window
         self._num_partial = window - 1  # windows still to come that are not full
-        self._logits = np.full(
-            (window - 1, num_heads), -np.inf
-        )  # of the last tokens; -inf where there was none
-        self._values = np.zeros((window - 1, num_heads))
-        self._max = Max(num_heads)
+        self._before = np.zeros((window - 1, num_values))  # the last tokens
+        self._before[:, : self._num_heads] = -np.inf  # where there was none, it weighs nothing
+        self._max = Max(self._num_heads)
 
     def update(self, z: Array) -> Array:
         rows = max(1, _PIECE // (self._window * z.shape[1]))
+        if len(z) <= rows:
+            return self._update(z)
         return np.concatenate(
             [self._update(z[start : start + rows]) for start in range(0, len(z), rows)], axis=0
         )
 
     def _update(self, z: Array) -> Array:
-        q, v = np.split(z, 2, axis=1)
-        logits, values = np.concatenate([self._logits, q]), np.concatenate([self._values, v])
-        self._logits, self._values = logits[len(z) :].copy(), values[len(z) :].copy()
-
-        windows = sliding_window_view(logits, self._window, axis=0)  # [n, H, window]
-        weights = np.exp(windows - windows.max(axis=2, keepdims=True))
-        weighted = weights * sliding_window_view(values, self._window, axis=0)
-        means: Array = weighted.sum(axis=2) / weights.sum(axis=2)
+        tokens = np.concatenate([self._before, z])
+        self._before = tokens[len(z) :].copy()
+        if len(z) == 1:  # while decoding, when making the general view would take longest
+            windows = tokens.T[None]
+        else:
+            windows = sliding_window_view(tokens, self._window, axis=0)  # [n, 2 H, window]
+        q, v = windows[:, : self._num_heads], windows[:, self._num_heads :]
+        weights = np.exp(q - q.max(axis=2, keepdims=True))
+        means: Array = (weights * v).sum(axis=2) / weights.sum(axis=2)
 
         if self._num_partial < len(means):
             self._max.update(means[self._num_partial :])
