@@ -15,6 +15,7 @@ from monitors.lab.card import CARD_FILE, Card
 from monitors.lab.dataset import Example, dataset_digest
 from monitors.lab.pooling import Pooled
 from monitors.lab.recipes import Recipe, fit
+from monitors.lab.sae.source import SaeSource
 from monitors.lab.sections.base import Phase, Statistic
 from monitors.lab.sections.fit import FitSection, LayerBaseline
 from monitors.lab.statistics import auroc_interval
@@ -37,6 +38,7 @@ class Search:
     num_folds: int = 5
     exclude_first: int = 0
     seed: int = 0
+    sae: SaeSource | None = None  # for kinds that choose among features; they read where it does
 
     def recipes(self, phase: Phase, *, is_streamed: bool = True) -> list[Recipe]:
         """Every combination that the kinds allow. A kind that allows none of the aggregators is left out of a set.
@@ -48,11 +50,19 @@ class Search:
             if kind not in TRAINERS:
                 raise ValueError(f"unknown kind {kind!r}; known: {', '.join([*TRAINERS, *KIND_SETS])}")
             trainer = TRAINERS[kind]
-            places = [self.hook_points] if trainer.all_layers else [(point,) for point in self.hook_points]
+            places = self._places(kind)
             penalised = "penalty" in trainer.settings
             choices = [{"penalty": value} for value in self.penalties] if penalised else [{}]
             found += [
-                Recipe(kind, points, phase, aggregator, self.exclude_first, settings)
+                Recipe(
+                    kind,
+                    points,
+                    phase,
+                    aggregator,
+                    self.exclude_first,
+                    settings,
+                    self.sae if trainer.needs_sae else None,
+                )
                 for points in places
                 for settings in choices
                 for aggregator in self._aggregators(kind, settings, is_streamed=is_streamed)
@@ -60,6 +70,15 @@ class Search:
         if not found:
             raise ValueError(f"no kind of {', '.join(self.kinds)} can be aggregated by {self._asked}")
         return found
+
+    def _places(self, kind: str) -> list[tuple[HookPoint, ...]]:
+        """The hook points of each recipe of a kind."""
+        trainer = TRAINERS[kind]
+        if trainer.needs_sae:
+            if self.sae is None:
+                raise ValueError(f"kind {kind!r} chooses features of an SAE: give its folder with --sae")
+            return [(self.sae.sae.hook_point,)]
+        return [self.hook_points] if trainer.all_layers else [(point,) for point in self.hook_points]
 
     @property
     def _asked(self) -> str:
@@ -115,7 +134,8 @@ def fit_monitor(
     check_labels(examples)
     phase = search.phase or phase_of(examples)
     recipes = search.recipes(phase, is_streamed=subject.is_causal)
-    pooled = Pooled(collect(subject, examples, search.hook_points, cache, progress=reading))
+    points = tuple(dict.fromkeys(point for recipe in recipes for point in recipe.hook_points))
+    pooled = Pooled(collect(subject, examples, points, cache, progress=reading))
     labels, groups = pooled.acts.labels, pooled.acts.groups
     fold = folds(labels, groups, search.num_folds, search.seed)
     statistic: Statistic = "max" if subject.is_causal else "last"
@@ -140,7 +160,7 @@ def fit_monitor(
                 seed=search.seed,
             ),
         )
-        for point in search.hook_points
+        for point in points
     )
     monitor = fit(recipe, pooled, range(len(labels)), labels, name=name, seed=search.seed)
     evidence = Evidence(

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from monitors.aggregate import AggregatorSpec
 from monitors.base import Monitor
 from monitors.lab.pooling import Pooled
+from monitors.lab.sae.source import SaeSource
 from monitors.lab.sections.base import Phase
 from monitors.lab.sections.fit import AggregatorPart, RecipePart
 from monitors.lab.statistics import Ints
@@ -24,6 +25,7 @@ class Recipe:
     aggregator: AggregatorSpec  # at run time
     exclude_first: int = 0
     settings: Mapping[str, float] = field(default_factory=dict)  # of the trainer
+    sae: SaeSource | None = field(default=None, compare=False, repr=False)  # for trainers that need one
 
     def __post_init__(self) -> None:
         if self.trainer not in TRAINERS:
@@ -51,11 +53,12 @@ class Recipe:
             trained_with=AggregatorPart(**asdict(trained_with)),
             exclude_first=self.exclude_first,
             settings=dict(self.settings),
+            sae_sha256=self.sae.sha256 if self.sae else None,
         )
 
     @classmethod
-    def from_part(cls, part: RecipePart) -> "Recipe":
-        """The reverse. Raises ValueError for a trainer that this version doesn't have."""
+    def from_part(cls, part: RecipePart, sae: SaeSource | None = None) -> "Recipe":
+        """The reverse; the SAE is given apart. Raises ValueError for a trainer that this version doesn't have."""
         given = part.aggregator.model_dump(exclude_none=True)
         return cls(
             part.trainer,
@@ -64,6 +67,7 @@ class Recipe:
             AggregatorSpec(**given),
             part.exclude_first,
             part.settings,
+            sae,
         )
 
 
@@ -84,7 +88,16 @@ def fit(
         raise ValueError("both positive and negative examples are needed to fit")
     trainer = TRAINERS[recipe.trainer]
     settings = {**trainer.settings, **recipe.settings}
-    task = Task(pooled, tuple(indices), labels, recipe.hook_points, recipe.phase, recipe.exclude_first, seed)
+    task = Task(
+        pooled,
+        tuple(indices),
+        labels,
+        recipe.hook_points,
+        recipe.phase,
+        recipe.exclude_first,
+        seed,
+        recipe.sae,
+    )
     trained_with = trainer.trained_with(settings)
     return Monitor(
         name,

@@ -57,7 +57,6 @@ def evaluate(
         from monitors.lab.evaluating import Trial  # noqa: PLC0415
         from monitors.lab.evaluating import evaluate as evaluated  # noqa: PLC0415
         from monitors.lab.fitting import check_labels, phase_of  # noqa: PLC0415
-        from monitors.lab.recipes import Recipe  # noqa: PLC0415
         from server.lab.fit import checked_phase  # noqa: PLC0415
         from server.lab.opened import Opened  # noqa: PLC0415
 
@@ -80,7 +79,7 @@ def evaluate(
             acts,
             checked_phase(phase) or (card.fit.recipe.phase if card.fit else phase_of(examples)),
             old_acts,
-            Recipe.from_part(card.fit.recipe) if card.fit else None,
+            opened.recipe(),
             card.fit.statistic if card.fit else "max",
             seed,
         )

@@ -41,7 +41,7 @@ def fit(
         list[str] | None,
         typer.Option(
             "--kind",
-            help="One layer each: logistic, logistic_last, mass_mean, mass_mean_whitened, lda, sliding_window, max_rolling_mean, softmax, attention, rolling_attention, multimax, mlp. All layers at once: logistic_layers, "
+            help="One layer each: logistic, logistic_last, mass_mean, mass_mean_whitened, lda, sliding_window, max_rolling_mean, softmax, attention, rolling_attention, multimax, mlp, polynomial, condition, condition_mean, novelty. With --sae: sae_features, sae_features_max. All layers at once: logistic_layers, "
             "multilayer. Several: all-linear (those without gradient steps), all. May be repeated. Default: logistic.",
         ),
     ] = None,
@@ -58,6 +58,26 @@ def fit(
         list[float] | None,
         typer.Option("--penalty", help="L2 penalty of logistic; may be repeated. Default: 1 and 30."),
     ] = None,
+    sae: Annotated[
+        Path | None,
+        typer.Option(
+            "--sae",
+            help="The folder of an SAE, for kinds sae_features and sae_features_max. Inside the monitors folder (that of --out), "
+            "the monitor refers to it; elsewhere, the rows of the chosen features are copied.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
+    sae_format: Annotated[
+        str, typer.Option("--sae-format", help="saelens, gemma_scope …: the table is in docs/sae.md.")
+    ] = "saelens",
+    sae_encode: Annotated[
+        str,
+        typer.Option(
+            "--sae-encode",
+            help="selected: only the rows of the chosen features. whole: the whole encoder for every token, as top-k SAEs need.",
+        ),
+    ] = "selected",
     num_folds: Annotated[int, typer.Option("--folds", help="Of cross-validation.", min=2, max=50)] = 5,
     exclude_first: Annotated[
         int,
@@ -90,6 +110,8 @@ def fit(
         from monitors.lab.card import CARD_FILE, write_card  # noqa: PLC0415
         from monitors.lab.dataset import read_dataset  # noqa: PLC0415
         from monitors.lab.fitting import Search, doubts, fit_monitor  # noqa: PLC0415
+        from monitors.sae_features import SaeFeatures  # noqa: PLC0415
+        from server.lab.sae_source import open_source, reference_to  # noqa: PLC0415
         from server.lab.subject import load_subject  # noqa: PLC0415
 
         columns = options.columns(text_field, label_field, group_field, positive)
@@ -104,12 +126,19 @@ def fit(
             num_folds=num_folds,
             exclude_first=exclude_first,
             seed=seed,
+            sae=None if sae is None else open_source(sae, sae_format, sae_encode),
         )
+        folder = out or Path("monitors") / name
+        reference = None if sae is None else reference_to(sae, sae_format, sae_encode, folder)
         with progress_bar("activations") as reading, progress_bar("fits") as fitting:
             fitted = fit_monitor(name, subject, examples, search, cache, reading=reading, fitting=fitting)
-        folder = out or Path("monitors") / name
+        transform = fitted.monitor.transform
         save_monitor(
-            fitted.monitor, folder, fingerprint=subject.fingerprint, tokenizer_hash=subject.tokenizer_hash
+            fitted.monitor,
+            folder,
+            fingerprint=subject.fingerprint,
+            tokenizer_hash=subject.tokenizer_hash,
+            sae=reference(transform.features) if reference and isinstance(transform, SaeFeatures) else None,
         )
         write_card(fitted.card(folder, subject.fingerprint), folder)
     _show(fitted)

@@ -8,8 +8,10 @@ from monitors.artifacts import ModelIdentity, load_monitor, save_monitor
 from monitors.artifacts.files import MONITOR_FILE, MonitorFile, read_json
 from monitors.base import Monitor
 from monitors.lab.card import Card, read_card, write_card
+from monitors.lab.recipes import Recipe
 from monitors.lab.sections.base import Section
 from monitors.lab.subject import Subject
+from server.lab.sae_source import open_source
 from server.lab.subject import load_subject
 
 
@@ -34,6 +36,22 @@ class Opened:
             monitor=monitor.name, version=monitor.version, fingerprint=subject.fingerprint
         )
         return cls(folder, subject, file, monitor, card)
+
+    def recipe(self) -> Recipe | None:
+        """How it was fitted; None if that isn't known, or its features were chosen from an SAE that it doesn't refer to.
+
+        Raises SaeError or ArtifactError.
+        """
+        if self.card.fit is None:
+            return None
+        part, reference = self.card.fit.recipe, self.file.sae
+        if part.sae_sha256 is None:
+            return Recipe.from_part(part)
+        if reference is None or reference.sha256 != part.sae_sha256:
+            return None
+        encode = reference.encode or "selected"
+        source = open_source(self.folder.parent / reference.path, reference.format, encode)
+        return Recipe.from_part(part, source) if source.sha256 == part.sae_sha256 else None
 
     def write(self, monitor: Monitor, section: Section) -> None:
         """Save the monitor as it is now (its weights are the same) with one section of its card exchanged."""

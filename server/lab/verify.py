@@ -113,10 +113,12 @@ def verify(
         subjects = read_subjects(columns, data, train=train, neutral=neutral, harmful=harmful, masked=masked)
         opened = Opened.read(folder, model, max_tokens)
         subject, monitor, card = opened.subject, opened.monitor, opened.card
-        if card.fit is not None and phase in {None, card.fit.recipe.phase}:
-            recipe = Recipe.from_part(card.fit.recipe)
+        fitted_by = opened.recipe()
+        if fitted_by is not None and phase in {None, fitted_by.phase}:
+            recipe = fitted_by
         else:
-            chosen = phase_of(phase, subjects.test)
+            known = card.fit.recipe.phase if card.fit else None
+            chosen = phase_of(phase or known, subjects.test)
             scope = monitor.exclude_first if chosen == "prompt" else 0
             recipe = Recipe("mass_mean", monitor.hook_points, chosen, monitor.aggregator.unweighted, scope)
         measured, refusing = measures(behaviour, refusal, subject, subjects)

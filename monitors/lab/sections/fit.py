@@ -24,6 +24,7 @@ class RecipePart(CardPart):
     settings: dict[str, float] = Field(
         default_factory=dict
     )  # of the trainer: penalty, hidden width, epochs ...
+    sae_sha256: str | None = None  # of the SAE's files, if features of one were chosen
 
 
 class Candidate(CardPart):

@@ -13,6 +13,7 @@ from monitors.lab.trainers.linear import last_token, lda, logistic, mass_mean
 from monitors.lab.trainers.mlp import mlp
 from monitors.lab.trainers.novelty import novelty
 from monitors.lab.trainers.polynomial import polynomial
+from monitors.lab.trainers.sae_features import sae_features, sae_features_max
 from monitors.lab.trainers.token_linear import rolling_max, sliding_window, softmax
 from monitors.polynomial import Polynomial
 
@@ -90,6 +91,15 @@ TRAINERS: Mapping[str, Trainer] = {
         multimax, {**_HEADS, "temperature": _TEMPERATURE}, _softmax, run_with=(AggregatorSpec("max"),)
     ),
     "mlp": Trainer(mlp, {"width": 100, "layers": 2, **DESCENT, "learning_rate": 3e-3}, _mean),
+    "sae_features": Trainer(sae_features, {"penalty": 1.0, "num_features": 16}, _mean, needs_sae=True),
+    "sae_features_max": Trainer(
+        sae_features_max,
+        {"num_features": 16, "quantile": 0.99},
+        lambda _: AggregatorSpec("max"),
+        run_with=(AggregatorSpec("max"),),
+        needs_sae=True,
+        link=Link.IDENTITY,
+    ),
     "polynomial": Trainer(polynomial, _POLYNOMIAL, _mean, aggregators=Polynomial.aggregators),
     "condition": Trainer(last_condition, {}, _last, run_with=(AggregatorSpec("last"),), link=Link.IDENTITY),
     "condition_mean": Trainer(
@@ -100,6 +110,6 @@ TRAINERS: Mapping[str, Trainer] = {
 
 KIND_SETS: Mapping[str, tuple[str, ...]] = {
     "all-linear": ("logistic", "mass_mean", "mass_mean_whitened", "lda", "logistic_layers"),
-    "all": tuple(TRAINERS),
+    "all": tuple(name for name, trainer in TRAINERS.items() if not trainer.needs_sae),
 }
 """Names for several at once, as --kind takes them."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from monitors.aggregate import ELEMENTWISE, AggregatorSpec
 from monitors.base import Link, Transform
 from monitors.lab.pooling import Pooled
+from monitors.lab.sae.source import SaeSource
 from monitors.lab.sections.base import Phase
 from monitors.lab.statistics import Ints
 from monitors.types import HookPoint
@@ -24,6 +25,7 @@ class Task:
     phase: Phase
     exclude_first: int
     seed: int
+    sae: SaeSource | None = None  # for trainers that choose among features
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,4 +39,5 @@ class Trainer:
     aggregators: frozenset[str] = ELEMENTWISE  # which its kind allows at run time
     run_with: tuple[AggregatorSpec, ...] = (AggregatorSpec("mean"), AggregatorSpec("ema", alpha=0.12))
     """What is tried at run time unless others are asked for: those of them that its kind allows, or what it was trained with."""
+    needs_sae: bool = False  # reads where the SAE does, so that there is no layer to choose
     link: Link = Link.SIGMOID  # identity where the score is no log-odds
