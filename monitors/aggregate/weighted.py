@@ -107,10 +107,9 @@ class RollingAttention(Sequential):
     def _update(self, z: Array) -> Array:
         tokens = np.concatenate([self._before, z])
         self._before = tokens[len(z) :].copy()
-        if len(z) == 1:  # while decoding, when making the general view would take longest
-            windows = tokens.T[None]
-        else:
-            windows = sliding_window_view(tokens, self._window, axis=0)  # [n, 2 H, window]
+        # [n, 2 H, window]; for one token, while decoding, making the general view would take longest
+        is_one = len(z) == 1
+        windows = tokens.T[None] if is_one else sliding_window_view(tokens, self._window, axis=0)
         q, v = windows[:, : self._num_heads], windows[:, self._num_heads :]
         weights = np.exp(q - q.max(axis=2, keepdims=True))
         means: Array = (weights * v).sum(axis=2) / weights.sum(axis=2)
