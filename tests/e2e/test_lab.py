@@ -9,6 +9,7 @@ import openai
 import pytest
 from typer.testing import CliRunner, Result
 
+from monitors.artifacts import ModelIdentity, load_monitor
 from server.assemble import assemble
 from server.cli import app
 from server.config import ServerConfig
@@ -64,6 +65,36 @@ def test_fit_writes_a_monitor_with_the_figures_that_it_was_chosen_by(lab: Path):
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "made", "run", "train"),
+    [
+        ("attention", "attention", {"kind": "attention"}, None),
+        (
+            "rolling_attention",
+            "attention",
+            {"kind": "rolling_attention", "window": 10},
+            {"kind": "attention"},
+        ),
+        ("multimax", "multimax", {"kind": "max"}, {"kind": "softmax", "temperature": 5.0}),
+    ],
+)
+def test_a_probe_that_looks_for_the_tokens_that_matter_goes_all_the_way(
+    lab: Path, kind: str, made: str, run: dict, train: dict | None
+):
+    folder, shared = lab / kind, ("--data", lab / "train.jsonl", "--cache", lab / "acts")
+    for words in (
+        ("fit", "--name", kind, "--out", folder, "--layers", 2, "--kind", kind, "--folds", 2, *shared),
+        ("verify", folder, *shared),
+    ):
+        done = interlock("monitor", *words)
+        assert done.exit_code == 0, done.output
+    file = json.loads((folder / "monitor.json").read_text())
+    assert (file["kind"], file["aggregator"]["run"], file["aggregator"].get("train")) == (made, run, train)
+    assert load_monitor(
+        folder, ModelIdentity(file["model"]["fingerprint"], file["model"]["d_model"], 6)
+    ).evidence
+
+
 def test_the_report_of_a_fitted_monitor_says_what_is_missing(lab: Path):
     done = interlock("monitor", "report", lab / "animals", "--out", lab / "page.html")
     assert done.exit_code == 0, done.output
@@ -78,6 +109,8 @@ def test_the_report_of_a_fitted_monitor_says_what_is_missing(lab: Path):
         (("--layers", "9"), "the model has layers 0 to 5"),
         (("--kind", "magic"), "unknown kind 'magic'; known: logistic"),
         (("--aggregator", "ema:2"), "alpha is 2"),
+        (("--kind", "attention", "--aggregator", "mean"), "allowed: attention, rolling_attention. Leave"),
+        (("--aggregator", "rolling_attention:10"), "'logistic' can't be aggregated by rolling_attention"),
         (("--aggregator", "median"), "unknown aggregator 'median'"),
         (("--phase", "both"), "must be prompt or response"),
         (("--phase", "response"), "has no token in the response"),
