@@ -131,6 +131,14 @@ class Transform(ABC):
         return ()
 
     @property
+    def relative_bias(self) -> float | None:
+        """If a number, values are read relative to the request's reference token: its value is taken off, this is added.
+
+        Tokens up to the reference are out of scope, and a request without a reference fails the monitor.
+        """
+        return None
+
+    @property
     def num_values(self) -> int:
         """How many raw values a token has."""
         return 1

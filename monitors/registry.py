@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from monitors.attention import Attention, MultiMax
 from monitors.base import Transform
 from monitors.condition import Condition, MeanCondition
+from monitors.delta import Delta
 from monitors.direction import Cosine
 from monitors.linear import Linear
 from monitors.mlp import Mlp
@@ -25,6 +26,7 @@ MONITORS: Mapping[str, type[Transform]] = {
         Condition,
         MeanCondition,
         Novelty,
+        Delta,
         Attention,
         MultiMax,
     )

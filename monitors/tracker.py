@@ -27,6 +27,7 @@ class _Alike:
     aggregator: AggregatorSpec
     link: Link
     exclude_first: int
+    relative_bias: float | None  # see Transform.relative_bias
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class TrackerState:
     aggregators: tuple[Aggregator, ...]
     failed: NDArray[np.bool_]
     maxima: Array
+    origin: Array | None
 
 
 class TrackerPlan:
@@ -60,21 +62,32 @@ class TrackerPlan:
         self.first_in_scope = np.array([monitor.exclude_first for monitor in monitors], dtype=np.int64)
         self.starts = np.array([s.start for s in slices], dtype=np.intp)
         self.groups = tuple(_groups(monitors, slices))
+        self.relative_values = tuple(
+            values
+            for m, values in zip(monitors, slices, strict=True)
+            if m.transform.relative_bias is not None
+        )
+        self.is_relative = np.array([m.transform.relative_bias is not None for m in monitors], dtype=np.bool_)
 
-    def prompt(self) -> "Tracker":
-        """A tracker of prompt tokens: monitors skip their `exclude_first` tokens."""
-        return Tracker(self, self.first_in_scope)
+    def prompt(self, reference: int | None = None) -> "Tracker":
+        """A tracker of prompt tokens: monitors skip their `exclude_first` tokens, relative ones all up to `reference`."""
+        first = self.first_in_scope
+        if reference is not None and self.relative_values:
+            first = np.where(self.is_relative, np.maximum(first, reference + 1), first)
+        return Tracker(self, first, reference)
 
     def response(self) -> "Tracker":
-        """A tracker of response tokens: all are in scope."""
-        return Tracker(self, np.zeros_like(self.first_in_scope))
+        """A tracker of response tokens: all are in scope. Relative monitors need `refer` first."""
+        return Tracker(self, np.zeros_like(self.first_in_scope), None)
 
 
 class Tracker:
     """Running scores of one phase of one request."""
 
-    def __init__(self, plan: TrackerPlan, first_in_scope: NDArray[np.int64]) -> None:
+    def __init__(self, plan: TrackerPlan, first_in_scope: NDArray[np.int64], reference: int | None) -> None:
         self._plan = plan
+        self._reference = reference
+        self._origin: Array | None = None  # [num_values], the raw values of the reference token
         self.first_in_scope = first_in_scope  # [num_monitors], index of the first token with a score
         self._first = tuple(int(first_in_scope[group.monitors].max()) for group in plan.groups)
         self._num_tokens = 0
@@ -95,11 +108,15 @@ class Tracker:
         scores = np.empty((len(raw), plan.num_monitors))
         if not len(raw):
             return scores
+        if self._reference is not None and 0 <= self._reference - self._num_tokens < len(raw):
+            self.refer(raw[self._reference - self._num_tokens])
         failed = self._failures(raw)
         for group, first, state in zip(plan.groups, self._first, self._aggregators, strict=True):
             skipped = max(0, first - self._num_tokens)
             z = raw[skipped:, group.values]  # a view if the columns are a slice, else a copy
             if len(z):
+                if group.alike.relative_bias is not None and self._origin is not None:
+                    z = z - self._origin[group.values] + group.alike.relative_bias
                 z = state.update(z)
                 if group.readout is not None:
                     z = group.readout(torch.from_numpy(z)).numpy()[:, None]
@@ -113,13 +130,19 @@ class Tracker:
         self._num_tokens += len(scores)
         return scores
 
+    def refer(self, values: NDArray[np.floating]) -> None:
+        """The raw values of the reference token, [num_values], where it is not among this phase's own."""
+        self._origin = values.astype(np.float64)
+
     def maxima(self) -> Array:
         """The largest score so far: [num_monitors]. -inf: no token was in scope yet; NaN: the monitor failed."""
         return self._maxima.copy()
 
     def snapshot(self) -> TrackerState:
         """The state after the tokens so far, for a prefix cache or for another choice of the same prompt."""
-        state = TrackerState(self._num_tokens, tuple(self._aggregators), self._failed, self._maxima)
+        state = TrackerState(
+            self._num_tokens, tuple(self._aggregators), self._failed, self._maxima, self._origin
+        )
         return deepcopy(state)
 
     def restore(self, state: TrackerState) -> None:
@@ -129,10 +152,11 @@ class Tracker:
         self._aggregators = list(state.aggregators)
         self._failed = state.failed
         self._maxima = state.maxima
+        self._origin = state.origin
 
     def copy(self) -> "Tracker":
         """An independent tracker in the same state."""
-        other = Tracker(self._plan, self.first_in_scope)
+        other = Tracker(self._plan, self.first_in_scope, self._reference)
         other.restore(self.snapshot())
         return other
 
@@ -141,10 +165,12 @@ class Tracker:
 
         One bad value of a monitor is enough: the others alone might make a low score.
         """
+        plan = self._plan
         finite = np.isfinite(raw)
+        if plan.relative_values:
+            self._need_origin(finite)
         if finite.all() and not self._failed.any():
             return None
-        plan = self._plan
         raw[~finite] = 0.0
         bad = ~finite
         if plan.num_values != plan.num_monitors:
@@ -156,16 +182,23 @@ class Tracker:
         self._failed = failed[-1].copy()
         return failed
 
+    def _need_origin(self, finite: NDArray[np.bool_]) -> None:
+        """Mark the values of relative monitors as bad where what they are relative to is unknown or not finite."""
+        for values in self._plan.relative_values:
+            if self._origin is None or not np.isfinite(self._origin[values]).all():
+                finite[:, values] = False
+
 
 def _groups(monitors: Sequence[Monitor], slices: Sequence[slice]) -> Iterator[_Group]:
     members: dict[_Alike, list[int]] = {}
     for place, (monitor, values) in enumerate(zip(monitors, slices, strict=True)):
-        alike = _Alike(monitor.aggregator, monitor.link, monitor.exclude_first)
-        if monitor.transform.num_values == 1:
+        transform = monitor.transform
+        alike = _Alike(monitor.aggregator, monitor.link, monitor.exclude_first, transform.relative_bias)
+        if transform.num_values == 1:
             members.setdefault(alike, []).append(place)
         else:
             own = slice(place, place + 1)
-            yield _Group(alike, values.stop - values.start, values, own, monitor.transform.readout)
+            yield _Group(alike, values.stop - values.start, values, own, transform.readout)
     for alike, places in members.items():
         columns = [slices[place].start for place in places]
         yield _Group(alike, len(places), _as_slice(columns), _as_slice(places), None)

@@ -141,3 +141,24 @@ class ByteTokenizer:
         add_generation_prompt: bool = True,
     ) -> list[int]:
         return self.encode("".join(f"{message['role']}: {message['content']}\n" for message in messages))
+
+
+def end_of_first_user_message(
+    tokenizer: Tokenizer,
+    messages: Sequence[TemplateMessage],
+    ids: Sequence[int],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> int | None:
+    """Which of `ids`, the conversation's tokens, is the last of its first user message (what closes the turn included).
+
+    Monitors of drift measure from there. None where there is no such message, or where the template does not write the
+    start of a conversation as it writes that start alone.
+    """
+    first = next((index for index, message in enumerate(messages) if message.get("role") == "user"), None)
+    if first is None:
+        return None
+    try:
+        start = tokenizer.chat(messages[: first + 1], tools=tools, add_generation_prompt=False)
+    except PromptError:
+        return None
+    return len(start) - 1 if start and list(ids[: len(start)]) == start else None

@@ -160,7 +160,8 @@ def _next_batch(order: Sequence[int], tokens: Sequence[Tokens]) -> list[int]:
 
 
 def _cut(tokens: Tokens, limit: int) -> Tokens:
-    return Tokens(tokens.ids[:limit], min(tokens.num_prompt, limit))
+    reference = None if tokens.reference is None or tokens.reference >= limit else tokens.reference
+    return Tokens(tokens.ids[:limit], min(tokens.num_prompt, limit), reference)
 
 
 def _starts(tokens: Sequence[Tokens]) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """One row per example: the mean of its residual stream over a phase, or the last row. Computed once per hook point."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -34,6 +35,23 @@ class Pooled:
     def tokens(self, point: HookPoint, phase: Phase, index: int, exclude_first: int = 0) -> Tensor:
         """All rows in scope of one example: [n_tokens, d_model] float32."""
         return self._in_scope(self.acts.rows(point, index), phase, index, exclude_first)
+
+    def drifts(self, point: HookPoint, phase: Phase, indices: Sequence[int]) -> Floats:
+        """What the last row of the phase has moved from the reference row: [n, d_model] float64.
+
+        Raises ValueError for an example without a reference, or whose phase ends before it.
+        """
+        found = []
+        for index, rows in zip(indices, self.acts.batch(point, indices), strict=True):
+            tokens = self.acts.tokens[index]
+            last = tokens.num_prompt - 1 if phase == "prompt" else len(tokens.ids) - 1
+            if tokens.reference is None or last <= tokens.reference:
+                raise ValueError(
+                    f"example {self.acts.examples[index].id!r} has nothing after its first user message, from which "
+                    "drift is measured; give conversations that go on after it"
+                )
+            found.append((rows[last].double() - rows[tokens.reference].double()).numpy())
+        return np.stack(found)
 
     def _shard(
         self, first: int, point: HookPoint, phase: Phase, exclude_first: int, pooling: Pooling

@@ -10,6 +10,7 @@ from monitors.bank import Bank
 from monitors.base import Monitor
 from monitors.lab.activations import SHARD, Activations
 from monitors.lab.sections.base import Phase, Statistic
+from monitors.lab.subject import Tokens
 from monitors.tracker import TrackerPlan
 
 Floats = NDArray[np.float64]
@@ -59,11 +60,14 @@ class Scorer:
         parts = np.split(self._bank.end(buffer).numpy(), np.cumsum(sizes)[:-1])
         found: list[dict[Phase, Floats]] = []
         for index, values in zip(indices, parts, strict=True):
-            num_prompt = acts.tokens[index].num_prompt
-            found.append(
-                {
-                    "prompt": self._plan.prompt().push(values[:num_prompt]),
-                    "response": self._plan.response().push(values[num_prompt:]),
-                }
-            )
+            found.append(self._tracked(acts.tokens[index], values))
         return found
+
+    def _tracked(self, tokens: Tokens, values: NDArray[np.float32]) -> dict[Phase, Floats]:
+        prompt, response = self._plan.prompt(tokens.reference), self._plan.response()
+        if tokens.reference is not None:
+            response.refer(values[tokens.reference])
+        return {
+            "prompt": prompt.push(values[: tokens.num_prompt]),
+            "response": response.push(values[tokens.num_prompt :]),
+        }

@@ -16,6 +16,7 @@ class Tokens:
 
     ids: tuple[int, ...]
     num_prompt: int
+    reference: int | None = None  # index of the first user message's last token, if it is a conversation
 
     @property
     def num_reply(self) -> int:

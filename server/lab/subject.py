@@ -14,7 +14,7 @@ from monitors.lab.subject import Subject, Tokens
 from server.config import DEMO
 from server.engines.base import EngineError
 from server.engines.transformers.model import load_model
-from server.tokenizer import ModelTokenizer
+from server.tokenizer import ModelTokenizer, end_of_first_user_message
 
 
 def load_subject(
@@ -80,12 +80,15 @@ class _Reader:
         self._reader = ModelTokenizer(tokenizer)
 
     def __call__(self, example: Example) -> Tokens:
+        reference = None
         if example.messages:
-            prompt = self._reader.chat([{"role": m.role, "content": m.content} for m in example.messages])
+            messages = [{"role": m.role, "content": m.content} for m in example.messages]
+            prompt = self._reader.chat(messages)
+            reference = end_of_first_user_message(self._reader, messages, prompt)
         else:
             prompt = self._reader.encode(example.text)
         reply = [] if example.reply is None else self._reply(example.reply)
-        return Tokens((*prompt, *reply), len(prompt))
+        return Tokens((*prompt, *reply), len(prompt), reference)
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
         return [self._tokenizer.decode([token]) for token in ids]

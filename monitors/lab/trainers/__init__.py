@@ -8,6 +8,7 @@ from monitors.condition import MeanCondition
 from monitors.lab.trainers.attention import attention, multimax
 from monitors.lab.trainers.base import Settings, Trainer
 from monitors.lab.trainers.condition import last_condition, mean_condition
+from monitors.lab.trainers.delta import delta
 from monitors.lab.trainers.descent import DESCENT
 from monitors.lab.trainers.linear import last_token, lda, logistic, mass_mean
 from monitors.lab.trainers.mlp import mlp
@@ -105,11 +106,16 @@ TRAINERS: Mapping[str, Trainer] = {
     "condition_mean": Trainer(
         mean_condition, {}, _mean, aggregators=MeanCondition.aggregators, link=Link.IDENTITY
     ),
+    "delta": Trainer(
+        delta, {"penalty": 1.0}, _last, run_with=(AggregatorSpec("last"),), needs_reference=True
+    ),
     "novelty": Trainer(novelty, {"rank": 64}, _last, link=Link.IDENTITY),  # fitted on each token by itself
 }
 
 KIND_SETS: Mapping[str, tuple[str, ...]] = {
     "all-linear": ("logistic", "mass_mean", "mass_mean_whitened", "lda", "logistic_layers"),
-    "all": tuple(name for name, trainer in TRAINERS.items() if not trainer.needs_sae),
+    "all": tuple(
+        name for name, trainer in TRAINERS.items() if not trainer.needs_sae and not trainer.needs_reference
+    ),
 }
 """Names for several at once, as --kind takes them."""

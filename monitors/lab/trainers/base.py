@@ -40,4 +40,5 @@ class Trainer:
     run_with: tuple[AggregatorSpec, ...] = (AggregatorSpec("mean"), AggregatorSpec("ema", alpha=0.12))
     """What is tried at run time unless others are asked for: those of them that its kind allows, or what it was trained with."""
     needs_sae: bool = False  # reads where the SAE does, so that there is no layer to choose
+    needs_reference: bool = False  # conversations that go on after their first user message
     link: Link = Link.SIGMOID  # identity where the score is no log-odds

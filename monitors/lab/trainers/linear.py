@@ -71,7 +71,11 @@ def standardised_pooled(task: Task, pooling: Pooling = "mean") -> tuple[Floats, 
         task.pooled.rows(point, task.phase, task.exclude_first, pooling)[list(task.indices)]
         for point in task.hook_points
     ]
-    x = np.concatenate(parts, axis=1)
+    return standardised(np.concatenate(parts, axis=1))
+
+
+def standardised(x: Floats) -> tuple[Floats, Floats, Floats]:
+    """x with each column's mean and deviation taken out, and both of them. x: [n, D]."""
     mean, std = x.mean(axis=0), x.std(axis=0)
     std[std < 1e-6 * (1.0 + np.abs(mean))] = 1.0  # a channel that doesn't vary says nothing
     return (x - mean) / std, mean, std

@@ -28,6 +28,7 @@ TENSORS = {
         "offsets": torch.ones(5),
         "coefficients": torch.ones(2, 2),
     },
+    "delta": {"weight": torch.ones(1, 4), "bias": torch.ones(1)},
     "condition": {"direction": torch.ones(4)},
     "condition_mean": {"direction": torch.ones(4)},
     "novelty": {
@@ -74,7 +75,7 @@ def test_a_kind_refuses_other_tensors(kind):
         MONITORS[kind].restore((HookPoint(2),), {"other": torch.ones(4)}, PARAMS.get(kind, {}))
 
 
-@pytest.mark.parametrize("kind", sorted(MONITORS.keys() - {"linear"}))
+@pytest.mark.parametrize("kind", sorted(MONITORS.keys() - {"linear", "delta"}))
 def test_a_kind_of_one_hook_point_refuses_two(kind):
     with pytest.raises(ValueError, match="one hook point"):
         MONITORS[kind].restore((HookPoint(1), HookPoint(2)), TENSORS[kind], PARAMS.get(kind, {}))
