@@ -47,10 +47,11 @@ def fit_vector(
     points: Sequence[HookPoint],
     phase: Phase,
     *,
+    pooling: Pooling | None = None,
     exclude_first: int = 0,
     max_norm_ratio: float = MAX_NORM_RATIO,
 ) -> SteeringVector:
-    """v = mu+ - mu- at each hook point.
+    """v = mu+ - mu- at each hook point; `pooling` other than the method's own compares other rows.
 
     caa: at the last token of contrast pairs, which are the examples of one group: the mean of the pairs' differences, so
     that what a pair has in common cancels (2312.06681); if a group lacks a class, of the classes. mass_mean: of the mean
@@ -60,7 +61,7 @@ def fit_vector(
     labels, groups = pooled.acts.labels, pooled.acts.groups
     directions = []
     for point in points:
-        rows = pooled.rows(point, phase, exclude_first, pooling_of(method))
+        rows = pooled.rows(point, phase, exclude_first, pooling or pooling_of(method))
         low, high = _paired_means(rows, labels, groups) if method == "caa" else _means(rows, labels)
         vector = torch.tensor(high - low).float()
         if not vector.any():
@@ -176,6 +177,7 @@ class VectorSearch:
     hook_points: tuple[HookPoint, ...]  # with a behaviour one of these is kept; without, all are steered
     phase: Phase
     behaviour: Behaviour | None = None
+    pooling: Pooling | None = None  # None: the method's own
     exclude_first: int = 0
     max_norm_ratio: float = MAX_NORM_RATIO
     seed: int = 0
@@ -205,6 +207,7 @@ def search(
             Pooled(acts),
             points,
             wanted.phase,
+            pooling=wanted.pooling,
             exclude_first=wanted.exclude_first,
             max_norm_ratio=wanted.max_norm_ratio,
         )
@@ -220,7 +223,7 @@ def search(
         wanted.behaviour,
         held,
         (neutral or tuple(e for e in select if e.label == 0))[:_NUM_NEUTRAL],
-        from_last=wanted.phase == "response" or wanted.method == "caa",
+        from_last=wanted.phase == "response" or (wanted.pooling or pooling_of(wanted.method)) == "last",
         exclude_first=wanted.exclude_first,
         seed=wanted.seed,
         progress=sweeping,

@@ -64,6 +64,13 @@ def fit(
     behaviour: Behave = None,
     neutral: Neutral = None,
     phase: Phase = "prompt",
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens",
+            help="mean: class means over the phase; last: at its last token, where an answer is decided. Default: last for caa, else mean.",
+        ),
+    ] = None,
     exclude_first: Annotated[
         int,
         typer.Option("--exclude-first", help="Tokens of the prompt that are left out, such as BOS.", min=0),
@@ -105,6 +112,7 @@ def fit(
             _points(layers, subject.hook_points, every=measured is not None),
             phase_of(phase, subjects.test),
             measured,
+            None if tokens is None else _pooling(tokens),
             exclude_first,
             max_norm_ratio,
             seed,
