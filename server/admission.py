@@ -6,28 +6,22 @@ from dataclasses import dataclass
 from functools import partial
 
 from anyio import to_thread
+from starlette.requests import Request
 
 from guard.policy import Policy
 from guard.types import Phase, Subject
 from monitors.base import Monitor
-from server.api.errors import (
-    bad_request,
-    context_too_long,
-    draining,
-    limits_unavailable,
-    rate_limited,
-    unavailable,
-)
+from server.api.errors import bad_request, context_too_long
 from server.api.schema import MAX_CHOICES, ChatRequest, CompletionRequest, GenerationRequest
 from server.auditing.content import PromptText
 from server.engines.base import EngineRequest, SamplingParams
+from server.entrance import Entrance
 from server.keys.types import Client
-from server.limits.allowance import OverLimitError
-from server.limits.types import LimitsUnavailableError
 from server.observer import ChoiceObserver
 from server.pipeline import Adviser, Choice, NoAdviser
 from server.policy_store import InForce
-from server.prompts import check_characters, check_model, conversation, templated
+from server.prompts import check_characters, conversation, templated
+from server.scheduling.turn import Turn
 from server.second_opinion.adviser import ChoiceAdviser, PromptAdvice
 from server.second_opinion.types import Message as SentMessage
 from server.service import Service
@@ -54,6 +48,7 @@ class Admitted:
     num_prompt_tokens: int
     choices: tuple[Choice, ...]
     monitors: tuple[Monitor, ...]  # in force when it was admitted
+    deadline: float | None = None  # by the service's clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +75,19 @@ class _Job:
 class Admission:
     """Admits one client's requests. What it may not choose (tenant, policy, monitors) is set here."""
 
-    def __init__(self, service: Service, client: Client) -> None:
+    def __init__(self, service: Service, client: Client, turn: Turn) -> None:
         self._service = service
         self._client = client
+        self._entrance = Entrance(service, client, turn)
+
+    @classmethod
+    def of(cls, request: Request) -> "Admission":
+        """Of who sent a request."""
+        return cls(request.app.state.service, request.state.client, request.state.turn)
 
     async def chat(self, body: ChatRequest, request_id: str, endpoint: str = "chat") -> Admitted:
         """A conversation, by whichever endpoint it came. Raises ApiError."""
-        self._check(body.model, body.num_unknown_fields)
+        self._entrance.check(endpoint, body.model, body.num_unknown_fields)
         prompt = await conversation(self._service, body.messages, _PARAMS[endpoint], body.offered)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         max_tokens = body.max_completion_tokens or body.max_tokens
@@ -107,7 +108,7 @@ class Admission:
         self, endpoint: str, model: str, conversations: Sequence[list[Message]], caller: Caller
     ) -> Admitted:
         """Conversations that are only read: prefill, and not a token of reply. Raises ApiError."""
-        self._check(model)
+        self._entrance.check(endpoint, model)
         param = _PARAMS[endpoint]
         num_characters = sum(len(message["content"]) for messages in conversations for message in messages)
         check_characters(self._service, num_characters, param)
@@ -124,7 +125,7 @@ class Admission:
 
     async def completions(self, body: CompletionRequest, request_id: str) -> Admitted:
         """Raises ApiError."""
-        self._check(body.model, body.num_unknown_fields)
+        self._entrance.check("completions", body.model, body.num_unknown_fields)
         n = body.n or 1
         if len(body.prompts) * n > MAX_CHOICES:
             told = f"{len(body.prompts)} prompts with n={n} exceed {MAX_CHOICES} choices in one request"
@@ -166,24 +167,6 @@ class Admission:
         text = prompt if isinstance(prompt, str) else self._service.tokenizer.decode(prompt)
         return [{"role": "user", "content": text}]
 
-    def _check(self, model: str, num_unknown_fields: int = 0) -> None:
-        service = self._service
-        if service.drain.begun:
-            service.metrics.shed.labels("draining").inc()
-            raise draining()
-        check_model(service, model)
-        if service.audit is not None and service.audit.refuses:
-            service.metrics.shed.labels("audit_unwritable").inc()
-            service.metrics.failures.labels("audit", "closed").inc()
-            raise unavailable("Decisions can't be recorded at the moment, so requests are refused.")
-        if service.canary is not None and service.canary.refuses:
-            service.metrics.shed.labels("canary").inc()
-            service.metrics.failures.labels("canary", "closed").inc()
-            raise unavailable(
-                "Monitors do not give the scores they were calibrated with, so requests are refused."
-            )
-        service.metrics.unknown_fields.inc(num_unknown_fields)
-
     async def _admit(
         self,
         endpoint: str,
@@ -196,8 +179,10 @@ class Admission:
             self._check_length(len(job.prompt), job.sampling.max_tokens, param)
         prompts = {id(job.prompt): len(job.prompt) for job in jobs}  # choices of one prompt share it
         num_prompt = sum(prompts.values())
-        await self._reserve(num_prompt, sum(job.sampling.max_tokens or 0 for job in jobs))
-        service = self._service
+        await self._entrance.reserve(num_prompt, sum(job.sampling.max_tokens or 0 for job in jobs))
+        service, admitted_at = self._service, self._service.clock()
+        await self._entrance.enter(endpoint, len(jobs))
+        # nothing is chosen before its turn has come: what was reloaded while it waited holds
         in_force, now = service.policies.in_force, service.now()
         subject = Subject(
             tenant=self._client.tenant,
@@ -232,17 +217,8 @@ class Admission:
             num_prompt,
             choices,
             in_force.monitors.monitors,
+            None if service.request_timeout_s is None else admitted_at + service.request_timeout_s,
         )
-
-    async def _reserve(self, num_prompt: int, num_response: int) -> None:
-        """Take tokens from the client's limits. Raises ApiError."""
-        try:
-            await self._client.allowance.take_tokens(num_prompt, num_response)
-        except OverLimitError as error:
-            self._service.metrics.shed.labels("rate_limit").inc()
-            raise rate_limited(error.why) from error
-        except LimitsUnavailableError as error:
-            raise limits_unavailable() from error
 
     def _choice(
         self,
@@ -296,6 +272,12 @@ class Admission:
         wanted = num_prompt + (1 if max_tokens is None else max_tokens)
         if num_prompt == 0:
             raise bad_request("the prompt is empty", param)
+        most = self._service.max_prompt_tokens
+        if most is not None and num_prompt > most:
+            self._service.metrics.shed.labels("prompt_too_long").inc()
+            raise context_too_long(
+                f"A prompt may have {most} tokens here; the request's has {num_prompt}.", param
+            )
         if wanted > limit:
             self._service.metrics.shed.labels("prompt_too_long").inc()
             asked = "" if max_tokens is None else f" and {max_tokens} for the response"

@@ -26,6 +26,7 @@ from server.keys.gate import KeyGate
 from server.keys.types import KeyScope
 from server.limits.gate import LimitGate
 from server.middleware import BodyLimit, RequestContext
+from server.scheduling.gate import TurnGate
 from server.service import Service
 
 
@@ -88,6 +89,7 @@ def _plain_app(service: Service, lifespan: object, needed: KeyScope) -> FastAPI:
     app.add_exception_handler(Exception, handle_api_error)
     app.add_middleware(BodyLimit, max_bytes=service.max_body_bytes)
     if needed is KeyScope.INFER:
+        app.add_middleware(TurnGate, line=service.line, clock=service.clock)
         app.add_middleware(LimitGate, metrics=service.metrics)
     app.add_middleware(KeyGate, keys=service.keys, metrics=service.metrics.keys, needed=needed)
     app.add_middleware(RequestContext, metrics=service.metrics)

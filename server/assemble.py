@@ -33,6 +33,7 @@ from server.limits.shared import SharedStore
 from server.limits.types import LimitStore
 from server.metrics import Metrics
 from server.policy_store import PolicyStore, Sources
+from server.scheduling.line import Line
 from server.second_opinion.config import Target, read_targets
 from server.second_opinion.metrics import OpinionMetrics
 from server.second_opinion.targets import SecondOpinions
@@ -40,6 +41,7 @@ from server.service import Service
 from server.tokenizer import ModelTokenizer
 
 _log = structlog.get_logger()
+_MOST_CHOICES = 64  # of one request, and more
 _DEFAULT_CONTEXT = 4096  # tokens, where the model would take more
 
 
@@ -71,14 +73,16 @@ def assemble(config: ServerConfig) -> Service:
     settings = EngineSettings(
         max_batch=config.max_batch,
         max_context=max_context,
-        max_waiting=config.max_waiting,
+        max_waiting=config.max_batch
+        + _MOST_CHOICES,  # who waits does so in the line; it lets in whole requests
         prefill_chunk=config.prefill_chunk,
         prefix_cache_tokens=config.prefix_cache_tokens,
     )
     engine: Engine = serving_engine(loaded, policies.in_force.monitors, settings)
     metrics = create_metrics(engine.info.model_id, policies.current)
     metrics.model_info.labels(engine.info.model_id, engine.info.dtype, engine.info.fingerprint[:12]).set(1)
-    metrics.watch_load(engine.load)
+    line = Line(slots=engine.info.max_batch, max_waiting=config.max_waiting, timeout_s=config.queue_timeout_s)
+    metrics.watch_load(engine.load, lambda: line.waiting)
     if isinstance(limits, SharedStore):
         limits.on_failed = lambda disposition: metrics.failures.labels("limits", disposition).inc()
     metrics.policy_reload_ok.set(not policies.last_error)
@@ -110,6 +114,10 @@ def assemble(config: ServerConfig) -> Service:
         drift=drift,
         canary=canary,
         keys=keys,
+        line=line,
+        request_timeout_s=config.request_timeout_s,
+        max_body_bytes=config.max_body_bytes,
+        max_prompt_tokens=config.max_prompt_tokens,
     )
 
 

@@ -81,7 +81,13 @@ class ServerConfig(BaseSettings):
     )
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
     max_context: Annotated[int, Field(ge=16)] | None = None
-    max_waiting: Annotated[int, Field(ge=0)] = 256
+    max_waiting: Annotated[int, Field(ge=0)] = 256  # responses; more are refused
+    queue_timeout_s: Annotated[float, Field(gt=0)] = 30.0  # nobody waits longer for a row
+    request_timeout_s: Annotated[float, Field(gt=0)] | None = (
+        None  # from admission to the end; None: no limit
+    )
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
+    max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None  # None: what the context leaves
     prefill_chunk: Annotated[int, Field(ge=1)] = 256
     last_good: Path | None = None  # keeps the last right policy, to start on if this one is wrong
     reload_poll_s: Annotated[float, Field(ge=0)] = (

@@ -89,6 +89,12 @@ class Metrics:
         self.duration = histogram(
             "request_duration_seconds", "From admission to the end of a choice.", _E2E_S, "model"
         )
+        self.queue = histogram(
+            "request_queue_seconds", "From admission to a place, of requests that got one.", _TTFT_S, "model"
+        )
+        self.deadlines = counter(
+            "deadlines_exceeded_total", "Requests ended because they took longer than any may."
+        )
         self.ttft = histogram(
             "time_to_first_token_seconds",
             "From admission to the first token that may leave.",
@@ -182,7 +188,7 @@ class Metrics:
             "monitor",
         )
         self.running = gauge("requests_running", "Responses being generated.", "model")
-        self.waiting = gauge("requests_waiting", "Responses waiting for a row.", "model")
+        self.waiting = gauge("requests_waiting", "Responses waiting in line or for a row.", "model")
         self.kv_usage = gauge("kv_cache_usage_ratio", "Filled share of the KV cache.")
         self.step_age = gauge(
             "engine_step_age_seconds", "Seconds since the present engine step began; 0 between steps."
@@ -197,7 +203,7 @@ class Metrics:
         # looked up once: these are observed for every token
         self.token_gap = self.itl.labels(self.model)
         self.deciding = {phase: self.decision_duration.labels(phase) for phase in Phase}
-        for metric in (self.duration, self.ttft, self.itl, self.running, self.waiting):
+        for metric in (self.duration, self.queue, self.ttft, self.itl, self.running, self.waiting):
             metric.labels(self.model)
         for kind in ("prompt", "completion"):
             self.tokens.labels(self.model, kind)
@@ -209,6 +215,7 @@ class Metrics:
             self.policy_reloads.labels(result)
         for reason in (
             "queue_full",
+            "queue_timeout",
             "prompt_too_long",
             "draining",
             "audit_unwritable",
@@ -236,10 +243,10 @@ class Metrics:
             for reason in ("missing", "nan"):
                 self.monitor_skipped.labels(name, reason)
 
-    def watch_load(self, load: Callable[[], EngineLoad]) -> None:
+    def watch_load(self, load: Callable[[], EngineLoad], in_line: Callable[[], int] = lambda: 0) -> None:
         """Read the engine's load at every scrape."""
         self.running.labels(self.model).set_function(lambda: load().running)
-        self.waiting.labels(self.model).set_function(lambda: load().waiting)
+        self.waiting.labels(self.model).set_function(lambda: load().waiting + in_line())
         self.kv_usage.set_function(lambda: load().kv_tokens / max(1, load().kv_capacity))
         self.step_age.set_function(lambda: load().step_age_s)
 

@@ -74,7 +74,8 @@ def check_model(service: Service, model: str) -> None:
 
 def check_characters(service: Service, num_characters: int, param: str) -> None:
     """Refuse what can't fit before it costs the time to tokenise it. (A token id counts as a character.) Raises ApiError."""
-    limit = _MOST_CHARACTERS_PER_TOKEN * service.engine.info.max_context
+    most = min(service.engine.info.max_context, service.max_prompt_tokens or service.engine.info.max_context)
+    limit = _MOST_CHARACTERS_PER_TOKEN * most
     if num_characters > limit:
         service.metrics.shed.labels("prompt_too_long").inc()
         raise context_too_long(

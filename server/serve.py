@@ -108,9 +108,10 @@ async def _drain(service: Service, timeout_s: float) -> None:
     deadline = service.clock() + timeout_s
     while service.clock() < deadline:
         load = service.engine.load()
-        if not load.running and not load.waiting:
+        if not load.running and not load.waiting and not service.line.waiting:
             break
         await asyncio.sleep(0.05)
+    service.line.close()
     await service.engine.stop()
     service.second_opinions.give_up()
 

@@ -17,6 +17,7 @@ from server.engines.base import Engine
 from server.keys.store import KeyStore
 from server.metrics import Metrics
 from server.policy_store import PolicyStore
+from server.scheduling.line import Line
 from server.second_opinion.targets import SecondOpinions
 from server.tokenizer import Tokenizer
 
@@ -50,6 +51,11 @@ class Service:
     drain: Drain = field(default_factory=Drain)
     drift: DriftWatch = field(default_factory=DriftWatch)
     canary: CanaryWatch | None = None  # None: canaries are not run
+    line: Line = field(default_factory=Line)  # before the engine
+    request_timeout_s: float | None = (
+        None  # from admission to the end of the reply; None: as long as it takes
+    )
+    max_prompt_tokens: int | None = None  # None: the context
     keys: KeyStore | None = None  # None: whoever reaches a port may use it
 
     @property

@@ -27,7 +27,7 @@ async def create(body: ChatRequest, request: Request) -> Response:
     if body.moderation is not None:
         check_may_see_scores(request, body.moderation.model)
         moderation = moderation_results
-    admitted = await Admission(service, request.state.client).chat(body, request.state.request_id)
+    admitted = await Admission.of(request).chat(body, request.state.request_id)
     renderer = ChatRenderer(
         service,
         admitted,

@@ -20,7 +20,7 @@ router = APIRouter()
 @router.post("/v1/completions")
 async def create(body: CompletionRequest, request: Request) -> Response:
     service: Service = request.app.state.service
-    admitted = await Admission(service, request.state.client).completions(body, request.state.request_id)
+    admitted = await Admission.of(request).completions(body, request.state.request_id)
     renderer = CompletionRenderer(
         service,
         admitted,

@@ -11,9 +11,11 @@ ApiError
  |-- overloaded         503 overloaded
      |-- draining           503 draining
  |-- unavailable        503 interlock_unavailable (the guard could not judge and fails closed)
+ |-- too_slow           504 deadline_exceeded
  `-- internal           500 internal_error
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
@@ -28,6 +30,7 @@ from server.engines.base import EngineBusy, EngineDead, EngineError, RequestRefu
 from server.limits.allowance import OverLimit
 from server.limits.types import Unit
 from server.pipeline import LeakPreventedError
+from server.scheduling.types import DeadlineError
 
 _MAX_REPORTED = 5  # validation problems named in one message
 Body = dict[str, Any]
@@ -117,14 +120,27 @@ def limits_unavailable() -> ApiError:
     return unavailable("Limits can't be checked at the moment, so requests are refused.")
 
 
-def overloaded() -> ApiError:
+def overloaded(retry_after_s: float = 2.0) -> ApiError:
+    """Says when to come again: not to all the same, or they would come at once."""
+    wait_s = ceil(retry_after_s * random.uniform(1.0, 1.5))  # noqa: S311  # not a secret
     return ApiError(
         503,
         "The server is at capacity; try again shortly.",
         kind="server_error",
         code="overloaded",
-        headers={"Retry-After": "2"},
+        headers={"Retry-After": str(wait_s)},
     )
+
+
+def too_slow() -> ApiError:
+    headers = {"x-should-retry": "false"}  # it would take as long again
+    told = "The request took longer than this server gives any."
+    return ApiError(504, told, kind="server_error", code="deadline_exceeded", headers=headers)
+
+
+def client_gone() -> ApiError:
+    """Nobody hears it; it is what is counted."""
+    return ApiError(499, "The client went away.", code="client_closed_request")
 
 
 def draining() -> ApiError:
@@ -159,6 +175,8 @@ def from_failure(error: BaseException) -> ApiError:
             return error
         case RequestRefused():
             return bad_request(str(error))
+        case DeadlineError():
+            return too_slow()
         case EngineBusy():
             return overloaded()
         case EngineDead():

@@ -126,7 +126,7 @@ async def check(body: GuardrailRequest, request: Request) -> Response:
     call_id = body.litellm_call_id or ""  # the client of LiteLLM may have made it up
     request_id = call_id if _VALID_ID.fullmatch(call_id) else request.state.request_id
     caller = Caller(request_id, {}, body.request_data.user_api_key_end_user_id or "")
-    admitted = await Admission(service, request.state.client).scoring(
+    admitted = await Admission.of(request).scoring(
         "moderations", service.engine.info.model_id, [messages for _, messages in conversations], caller
     )
     return _Answer(service, admitted, body, [index for index, _ in conversations])

@@ -22,9 +22,7 @@ router = APIRouter()
 async def create(body: MessagesRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     service.metrics.unknown_fields.inc(body.num_unknown_fields)
-    admitted = await Admission(service, request.state.client).chat(
-        body.as_chat(), request.state.request_id, "messages"
-    )
+    admitted = await Admission.of(request).chat(body.as_chat(), request.state.request_id, "messages")
     renderer = MessagesRenderer(admitted, body.stop_sequences or [])
     return Reply(service, admitted, renderer, stream=bool(body.stream))
 

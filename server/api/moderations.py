@@ -65,7 +65,7 @@ async def create(body: ModerationRequest, request: Request) -> Response:
         all_scores=shows_scores,
     )
     conversations = [[{"role": "user", "content": text}] for text in body.texts]
-    admitted = await Admission(service, request.state.client).scoring(
+    admitted = await Admission.of(request).scoring(
         "moderations", service.engine.info.model_id, conversations, caller
     )
     return Verdicts(service, admitted, shows_scores=shows_scores)

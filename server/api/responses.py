@@ -27,9 +27,7 @@ async def create(body: ResponsesRequest, request: Request) -> Response:
         check_may_see_scores(request, body.moderation.model)
         moderation = moderation_pair
     service.metrics.unknown_fields.inc(body.num_unknown_fields)
-    admitted = await Admission(service, request.state.client).chat(
-        body.as_chat(), request.state.request_id, "responses"
-    )
+    admitted = await Admission.of(request).chat(body.as_chat(), request.state.request_id, "responses")
     return Reply(
         service,
         admitted,

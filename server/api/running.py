@@ -4,7 +4,7 @@ Every route that runs the model answers with a `GuardedResponse`, and nothing el
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -17,6 +17,7 @@ from server.admission import Admitted
 from server.api.errors import Body
 from server.engines.base import FinishReason, StepOutput, Token
 from server.pipeline import Choice, Closed, Delta, Event, Opened, Said, guarded
+from server.scheduling.types import DeadlineError
 from server.service import Service
 
 _BUFFERED_EVENTS = 64  # per request, between the pipelines and the socket
@@ -83,13 +84,15 @@ class GuardedResponse(Response):
         self._service = service
         self._admitted = admitted
         self._results = [Result() for _ in admitted.choices]
+        self._is_answered = False
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as group:
             group.start_soon(self._cancel_when_gone, receive, group.cancel_scope)
-            async with _running(self._service, self._admitted.choices) as events:
+            async with _running(self._service, self._admitted) as events:
                 await self._answer(events, scope, receive, send)
+                self._is_answered = True  # the server tells of that as if the client had left
             group.cancel_scope.cancel()
 
     async def _answer(self, events: "Events", scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +103,8 @@ class GuardedResponse(Response):
         """The body was read before, so the next message can only be that the client left."""
         while (await receive())["type"] != "http.disconnect":
             pass
-        self._service.metrics.disconnects.inc()
+        if not self._is_answered:
+            self._service.metrics.disconnects.inc()
         scope.cancel()
 
     async def _drain(self, events: "Events") -> None:
@@ -146,13 +150,17 @@ class Events:
     def __init__(self) -> None:
         self._queue: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(_BUFFERED_EVENTS)
 
-    async def pump(self, service: Service, choice: Choice) -> None:
+    async def pump(self, service: Service, choice: Choice, deadline: float | None) -> None:
+        left_s = None if deadline is None else deadline - service.clock()
+        timeout = asyncio.timeout(left_s)
         try:
-            async with aclosing(guarded(service.engine, choice, service.clock)) as events:
+            async with timeout, aclosing(guarded(service.engine, choice, service.clock)) as events:
                 async for event in events:
                     await self._queue.put((choice.index, event))
         except Exception as error:  # noqa: BLE001  # told to the reader
-            await self._queue.put((choice.index, error))
+            if timeout.expired():
+                service.metrics.deadlines.inc()
+            await self._queue.put((choice.index, DeadlineError() if timeout.expired() else error))
 
     async def get(self) -> tuple[int, Event]:
         index, event = await self._queue.get()
@@ -162,11 +170,11 @@ class Events:
 
 
 @asynccontextmanager
-async def _running(service: Service, choices: Iterable[Choice]) -> AsyncIterator[Events]:
+async def _running(service: Service, admitted: Admitted) -> AsyncIterator[Events]:
     """Run the choices in tasks of their own; leaving cancels those that still run."""
     events = Events()
     async with anyio.create_task_group() as group:
-        for choice in choices:
-            group.start_soon(events.pump, service, choice)
+        for choice in admitted.choices:
+            group.start_soon(events.pump, service, choice, admitted.deadline)
         yield events
         group.cancel_scope.cancel()

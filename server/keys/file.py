@@ -14,6 +14,7 @@ from guard.strict import Strict
 from guard.yaml_source import Source, source_from_text
 from server.keys.types import Key, KeyScope
 from server.limits.types import Limit, Unit
+from server.scheduling.types import Priority
 
 _MAX_BYTES = 1 << 20
 
@@ -55,6 +56,9 @@ class TenantSpec(Strict):
     """One whose requests are decided by the same rules. Policies name it in `match.tenants`."""
 
     description: str = ""
+    weight: Annotated[float, Field(gt=0, le=100)] = (
+        1.0  # its share of the places, beside those of others who wait
+    )
     limits: LimitsSpec = LimitsSpec()
 
 
@@ -65,6 +69,7 @@ class KeySpec(Strict):
     scopes: Annotated[tuple[Literal["infer", "debug", "admin"], ...], Field(min_length=1)] = ("infer",)
     expires: Instant | None = None
     description: str = ""
+    priority: Literal["high", "normal", "low"] = "normal"  # among those of its tenant who wait
     limits: LimitsSpec = LimitsSpec()
 
     def key(self, tenant: TenantSpec) -> Key:
@@ -77,6 +82,8 @@ class KeySpec(Strict):
             scopes=frozenset(map(KeyScope, self.scopes)),
             expires=datetime.fromisoformat(self.expires) if self.expires else None,
             limits=(*self.limits.limits(f"{owner}:key:{self.id}"), *tenant.limits.limits(f"{owner}:tenant")),
+            weight=float(tenant.weight),
+            priority=Priority[self.priority.upper()],
         )
 
 

@@ -19,6 +19,7 @@ from server.keys.types import Client
 from server.limits.allowance import Allowance
 from server.limits.memory import MemoryStore
 from server.limits.types import LimitStore
+from server.scheduling.types import Standing
 from server.watching import watch
 
 _log = structlog.get_logger()
@@ -75,7 +76,8 @@ class KeyStore:
             raise KeyRefusedError("wrong")
         if key.expires is not None and key.expires <= self._now():
             raise KeyRefusedError("expired")
-        return Client(key.tenant, key.id, key.scopes, Allowance(self._limits, key.limits))
+        standing = Standing(key.tenant, key.weight, key.priority)
+        return Client(key.tenant, key.id, key.scopes, standing, Allowance(self._limits, key.limits))
 
     async def reload(self) -> None:
         """Put the file on disk in force. Raises PolicyError; then the last good keys stay."""

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from server.limits.allowance import Allowance
 from server.limits.types import Limit
+from server.scheduling.types import Priority, Standing
 
 
 class KeyScope(StrEnum):
@@ -26,6 +27,8 @@ class Key:
     scopes: frozenset[KeyScope]
     expires: datetime | None = None  # aware
     limits: tuple[Limit, ...] = ()  # its own, and its tenant's
+    weight: float = 1.0  # of its tenant
+    priority: Priority = Priority.NORMAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class Client:
     tenant: str = "default"
     key_id: str = ""  # empty: the server has no keys
     scopes: frozenset[KeyScope] = frozenset({KeyScope.INFER, KeyScope.ADMIN})
+    standing: Standing = field(default_factory=Standing)  # in the line
     allowance: Allowance = field(default_factory=Allowance, compare=False)
 
     @property

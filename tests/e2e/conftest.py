@@ -24,6 +24,7 @@ from server.assemble import create_metrics, open_audit, second_opinions
 from server.engines.base import Engine, EngineRequest
 from server.engines.scripted import Script, ScriptedEngine
 from server.policy_store import PolicyStore, Sources
+from server.scheduling.line import Line
 from server.second_opinion.config import Target
 from server.service import Service
 from server.tokenizer import ByteTokenizer, Tokenizer
@@ -138,7 +139,8 @@ def make_service(
     names = [target.name for target in targets]
     policies = PolicyStore(Sources(policy_path, None, lambda: installed), vectors=tested, targets=names)
     metrics = create_metrics(engine.info.model_id, policies.current)
-    metrics.watch_load(engine.load)
+    line = service_options.setdefault("line", Line())
+    metrics.watch_load(engine.load, lambda: line.waiting)
     if "audit" not in service_options:
         service_options["audit"] = open_audit(audit_path, metrics)
     return Service(

@@ -1,0 +1,84 @@
+"""Whether a request may come in, and when: the server takes requests, its key's limits hold, and its turn has come."""
+
+from server.api.errors import (
+    ApiError,
+    client_gone,
+    draining,
+    limits_unavailable,
+    overloaded,
+    rate_limited,
+    unavailable,
+)
+from server.keys.types import Client
+from server.limits.allowance import OverLimitError
+from server.limits.types import LimitsUnavailableError
+from server.prompts import check_model
+from server.scheduling.turn import Turn
+from server.scheduling.types import ClientGoneError, TurnedAwayError
+from server.service import Service
+
+
+class Entrance:
+    """Of one request: `check` before anything is done for it, then `reserve`, then `enter`."""
+
+    def __init__(self, service: Service, client: Client, turn: Turn) -> None:
+        self._service = service
+        self._client = client
+        self._turn = turn
+
+    def check(self, endpoint: str, model: str, num_unknown_fields: int = 0) -> None:
+        """What is cheap to know, before anything is tokenised. Raises ApiError."""
+        service = self._service
+        if service.drain.begun:
+            service.metrics.shed.labels("draining").inc()
+            raise draining()
+        check_model(service, model)
+        try:
+            self._turn.check()
+        except TurnedAwayError as error:
+            raise self._turned_away(endpoint, error) from error
+        self._check_guard()
+        service.metrics.unknown_fields.inc(num_unknown_fields)
+
+    def _check_guard(self) -> None:
+        service = self._service
+        if service.audit is not None and service.audit.refuses:
+            service.metrics.shed.labels("audit_unwritable").inc()
+            service.metrics.failures.labels("audit", "closed").inc()
+            raise unavailable("Decisions can't be recorded at the moment, so requests are refused.")
+        if service.canary is not None and service.canary.refuses:
+            service.metrics.shed.labels("canary").inc()
+            service.metrics.failures.labels("canary", "closed").inc()
+            raise unavailable(
+                "Monitors do not give the scores they were calibrated with, so requests are refused."
+            )
+
+    async def enter(self, endpoint: str, size: int) -> None:
+        """Stand in line. Raises ApiError."""
+        metrics = self._service.metrics
+        try:
+            waited_s = await self._turn.enter(size)
+        except TurnedAwayError as error:
+            raise self._turned_away(endpoint, error) from error
+        except ClientGoneError as error:
+            metrics.disconnects.inc()
+            metrics.requests.labels(metrics.model, endpoint, "cancelled").inc(size)
+            raise client_gone() from error
+        metrics.queue.labels(metrics.model).observe(waited_s)
+        self._check_guard()  # it may have waited for long
+
+    def _turned_away(self, endpoint: str, error: TurnedAwayError) -> ApiError:
+        metrics = self._service.metrics
+        metrics.shed.labels(error.reason).inc()
+        metrics.requests.labels(metrics.model, endpoint, "shed").inc()
+        return draining() if error.reason == "draining" else overloaded(error.retry_after_s)
+
+    async def reserve(self, num_prompt: int, num_response: int) -> None:
+        """Take tokens from the client's limits. Raises ApiError."""
+        try:
+            await self._client.allowance.take_tokens(num_prompt, num_response)
+        except OverLimitError as error:
+            self._service.metrics.shed.labels("rate_limit").inc()
+            raise rate_limited(error.why) from error
+        except LimitsUnavailableError as error:
+            raise limits_unavailable() from error
