@@ -5,7 +5,7 @@ active depends on all the others: it is refused, unless the whole encoder is ask
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import ClassVar, Self, TypeVar
 
@@ -50,8 +50,11 @@ class SaeFeatures(Transform):
     selection: Selection | None = None
     combine: Combine = Combine.SUM
     squash: Squash = Squash.NONE
+    _places: Tensor = field(init=False, repr=False)  # of the features among the rows, on the encoder's device
 
     def __post_init__(self) -> None:
+        places = torch.tensor(self.features, dtype=torch.int64, device=self.encoder.device)
+        object.__setattr__(self, "_places", places)
         num = len(self.features)
         if not num or len(set(self.features)) != num or min(self.features) < 0:
             raise ValueError(f"features are {self.features}; needs one at least, each once, from 0 on")
@@ -115,7 +118,7 @@ class SaeFeatures(Transform):
         if self.selection is None:
             return f
         kept = self.selection.keep(f) + f * 0.0  # what is not selected becomes 0, even in a broken row
-        return kept[:, list(self.features)]
+        return kept.index_select(1, self._places)
 
     def evaluate(self, x: Tensor) -> Tensor:
         """x: [n, d_model] float32 -> [n, 1] float32."""
