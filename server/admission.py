@@ -20,7 +20,7 @@ from server.keys.types import Client
 from server.observer import ChoiceObserver
 from server.pipeline import Adviser, Choice, NoAdviser
 from server.policy_store import InForce
-from server.prompts import check_characters, conversation, templated
+from server.prompts import check_characters, conversation, reference, templated
 from server.scheduling.turn import Turn
 from server.second_opinion.adviser import ChoiceAdviser, PromptAdvice
 from server.second_opinion.types import Message as SentMessage
@@ -70,6 +70,7 @@ class _Job:
     text: Callable[[], PromptText]
     messages: Callable[[], Sequence[SentMessage]]
     sampling: SamplingParams
+    reference: int | None = None  # the token that monitors of drift measure from; a text has none
 
 
 class Admission:
@@ -100,7 +101,10 @@ class Admission:
         return await self._admit(
             endpoint,
             _caller(body, request_id, all_scores=body.moderation is not None),
-            [_Job(prompt.ids, text, lambda: prompt.messages, sampling) for sampling in samplings],
+            [
+                _Job(prompt.ids, text, lambda: prompt.messages, sampling, prompt.reference)
+                for sampling in samplings
+            ],
             _turn(prompt.messages),
         )
 
@@ -114,10 +118,11 @@ class Admission:
         check_characters(self._service, num_characters, param)
         jobs = [
             _Job(
-                await templated(self._service, messages, param),
+                ids := await templated(self._service, messages, param),
                 partial(PromptText.chat, messages),
                 partial(list, messages),
                 SamplingParams(max_tokens=0, temperature=0.0),
+                await reference(self._service, messages, ids),
             )
             for messages in conversations
         ]
@@ -199,6 +204,7 @@ class Admission:
             self._choice(
                 index,
                 EngineRequest(f"{decision_id}-{index}", job.prompt, job.sampling),
+                job.reference,
                 in_force=in_force,
                 subject=subject,
                 decision_id=decision_id,
@@ -224,6 +230,7 @@ class Admission:
         self,
         index: int,
         request: EngineRequest,
+        reference: int | None,
         *,
         in_force: InForce,
         subject: Subject,
@@ -239,7 +246,7 @@ class Admission:
         needed = decider.monitors
         if caller.all_scores:
             needed |= {(phase, name) for phase in Phase for name in in_force.scoring.names}
-        scorer = in_force.scoring.scorer(needed)
+        scorer = in_force.scoring.scorer(needed, reference)
         observer = ChoiceObserver(
             service,
             policy,

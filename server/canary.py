@@ -13,7 +13,7 @@ from typing import Literal
 import structlog
 
 from monitors.artifacts import MonitorSet
-from monitors.artifacts.canary import Canary, CanarySequence
+from monitors.artifacts.canary import CANARY_REFERENCE, Canary, CanarySequence
 from monitors.base import Monitor
 from monitors.layout import Picker
 from monitors.tracker import TrackerPlan
@@ -95,7 +95,7 @@ class CanaryWatch:
         request = EngineRequest(
             f"canary-{secrets.token_hex(8)}", ids, SamplingParams(max_tokens=1, temperature=0.0)
         )
-        tracker, picker = TrackerPlan([monitor]).prompt(), Picker([monitor])
+        tracker, picker = TrackerPlan([monitor]).prompt(CANARY_REFERENCE), Picker([monitor])
         steps = self._engine.generate(request)
         try:
             async for step in steps:

@@ -12,7 +12,7 @@ from server.api.errors import bad_request, context_too_long, model_not_found
 from server.api.schema import ChatMessage
 from server.api.tools_schema import Tool
 from server.service import Service
-from server.tokenizer import Message, PromptError, TemplateMessage
+from server.tokenizer import Message, PromptError, TemplateMessage, end_of_first_user_message
 
 _MOST_CHARACTERS_PER_TOKEN = 16  # no tokenizer packs more of real text into its context
 
@@ -23,6 +23,7 @@ class Conversation:
 
     messages: list[Message]
     ids: list[int]
+    reference: int | None = None  # the first user message's last token, where some monitor measures from it
 
 
 async def conversation(
@@ -39,14 +40,25 @@ async def conversation(
         _check_tools(service, "tools" if shown else param)
     num_characters = sum(len(message.text) for message in messages) + sum(map(_length, shown))
     check_characters(service, num_characters, param)
-    ids = await templated(
-        service,
-        [message.shown for message in messages],
-        param,
-        shown,
-        add_generation_prompt=add_generation_prompt,
+    templates = [message.shown for message in messages]
+    ids = await templated(service, templates, param, shown, add_generation_prompt=add_generation_prompt)
+    return Conversation(
+        [{"role": m.shown_role, "content": m.text} for m in messages],
+        ids,
+        await reference(service, templates, ids, shown),
     )
-    return Conversation([{"role": m.shown_role, "content": m.text} for m in messages], ids)
+
+
+async def reference(
+    service: Service,
+    messages: Sequence[TemplateMessage],
+    ids: Sequence[int],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> int | None:
+    """Which token monitors of drift measure from. None where no monitor in force does, which saves rendering twice."""
+    if not service.policies.in_force.scoring.needs_reference:
+        return None
+    return await to_thread.run_sync(end_of_first_user_message, service.tokenizer, messages, ids, tools)
 
 
 async def templated(

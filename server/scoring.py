@@ -20,8 +20,12 @@ class _PhasePlan:
     def __init__(self, phase: Phase, monitors: Sequence[Monitor]) -> None:
         self.names = tuple(monitor.name for monitor in monitors)
         plan = TrackerPlan(monitors)
-        self.start = plan.prompt if phase is Phase.PROMPT else plan.response
+        self._plan, self._phase = plan, phase
         self.picker = Picker(monitors)
+
+    def start(self, reference: int | None) -> Tracker:
+        """A request's tracker. reference: which prompt token monitors of drift measure from."""
+        return self._plan.prompt(reference) if self._phase is Phase.PROMPT else self._plan.response()
 
 
 class Scoring:
@@ -37,11 +41,20 @@ class Scoring:
     def names(self) -> tuple[str, ...]:
         return tuple(self._by_name)
 
-    def scorer(self, needed: Needed) -> "Scorer":
-        """A scorer of the `needed` series. A monitor that isn't installed gets no score, which is a failure of its rules."""
+    @property
+    def needs_reference(self) -> bool:
+        """Whether some monitor measures from the first user message."""
+        return any(m.transform.relative_bias is not None for m in self._by_name.values())
+
+    def scorer(self, needed: Needed, reference: int | None = None) -> "Scorer":
+        """A scorer of the `needed` series. A monitor that isn't installed gets no score, which is a failure of its rules.
+
+        reference: the prompt token that monitors of drift measure from; without one they fail.
+        """
         if needed not in self._plans:
             self._plans[needed] = {phase: _PhasePlan(phase, self._needed(needed, phase)) for phase in Phase}
-        return Scorer({phase: _PhaseScorer(plan) for phase, plan in self._plans[needed].items()})
+        phases = {phase: _PhaseScorer(plan, reference) for phase, plan in self._plans[needed].items()}
+        return Scorer(phases, reference)
 
     def _needed(self, needed: Needed, phase: Phase) -> list[Monitor]:
         names = sorted(name for of, name in needed if of is phase and name in self._by_name)
@@ -51,10 +64,14 @@ class Scoring:
 class _PhaseScorer:
     """The running scores of one phase."""
 
-    def __init__(self, plan: _PhasePlan) -> None:
+    def __init__(self, plan: _PhasePlan, reference: int | None) -> None:
         self._plan = plan
-        self._tracker: Tracker = plan.start()
+        self._tracker = plan.start(reference)
         self._blocks: list[NDArray[np.float32]] = []  # [n, num_monitors] each
+
+    def refer(self, values: NDArray[np.float32], layout: tuple[Monitor, ...]) -> None:
+        """The values of the reference token, [1, n]."""
+        self._tracker.refer(self._plan.picker.pick(values, layout)[0])
 
     def push(self, values: NDArray[np.float32], layout: tuple[Monitor, ...]) -> dict[str, Sequence[Score]]:
         running = self._tracker.push(self._plan.picker.pick(values, layout))
@@ -78,12 +95,18 @@ class _PhaseScorer:
 class Scorer:
     """The running scores of one choice. Prompt and response are tracked apart: each phase starts afresh."""
 
-    def __init__(self, phases: Mapping[Phase, _PhaseScorer]) -> None:
+    def __init__(self, phases: Mapping[Phase, _PhaseScorer], reference: int | None = None) -> None:
         self._phases = phases
+        self._reference = reference
 
     def score(self, step: StepOutput) -> StepScores:
         """The scores of one step's tokens. A monitor without a value is absent: the decider calls that a failure."""
-        scores = {} if step.values is None else self._phases[step.phase].push(step.values, step.monitors)
+        scores: Mapping[str, Sequence[Score]] = {}
+        if step.values is not None:
+            place = None if self._reference is None else self._reference - step.start
+            if step.phase is Phase.PROMPT and place is not None and 0 <= place < len(step.values):
+                self._phases[Phase.RESPONSE].refer(step.values[place : place + 1], step.monitors)
+            scores = self._phases[step.phase].push(step.values, step.monitors)
         return StepScores(step.phase, step.start, step.num_scored, scores, step.final)
 
     def series(self) -> dict[Phase, dict[str, list[Score]]]:

@@ -9,6 +9,7 @@ from monitors.artifacts.files import ArtifactError, Sha256, read_bytes
 
 CANARY_FILE = "canary.json"
 MAX_CANARY_TOKENS = 31  # less than a block of a prefix cache, so that each check is computed anew
+CANARY_REFERENCE = 1  # which of its tokens monitors of drift measure from
 _MAX_BYTES = 1 << 20
 
 

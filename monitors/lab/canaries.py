@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from monitors.artifacts.canary import MAX_CANARY_TOKENS, Canary, CanarySequence
+from monitors.artifacts.canary import CANARY_REFERENCE, MAX_CANARY_TOKENS, Canary, CanarySequence
 from monitors.base import Monitor
 from monitors.lab.activations import collect
 from monitors.lab.dataset import Example
@@ -27,7 +27,8 @@ def make_canary(monitor: Monitor, subject: Subject, weights_sha256: str, *, seed
     drawn = [tuple(torch.randint(vocabulary, (n,), generator=generator).tolist()) for n in _LENGTHS]
     sequences = {f"canary:{number}": ids for number, ids in enumerate(drawn)}
     reader = replace(
-        subject, tokenize=lambda example: Tokens(sequences[example.id], len(sequences[example.id]))
+        subject,
+        tokenize=lambda example: Tokens(sequences[example.id], len(sequences[example.id]), CANARY_REFERENCE),
     )
     with TemporaryDirectory() as cache:
         acts = collect(reader, [Example(name) for name in sequences], monitor.hook_points, Path(cache))
