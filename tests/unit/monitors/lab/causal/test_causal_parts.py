@@ -223,7 +223,10 @@ def test_the_direction_of_any_other_kind_is_its_mean_gradient_on_positives():
 class _Bent(Transform):
     kind = "bent"
     tensors = params = MappingProxyType({})
-    columns = (Column(POINT, UNIT, 0.3, rectifier=Rectifier()), Column(POINT, -2 * UNIT, rectifier=Rectifier()))
+    columns = (
+        Column(POINT, UNIT, 0.3, rectifier=Rectifier()),
+        Column(POINT, -2 * UNIT, rectifier=Rectifier()),
+    )
 
     @classmethod
     def restore(cls, hook_points, tensors, params):
