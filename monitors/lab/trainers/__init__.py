@@ -63,7 +63,7 @@ _POLYNOMIAL = {
     "degree": 5,
     "rank": 64,
     "epochs": 30,
-    "learning_rate": 1e-2,
+    "learning_rate": 1e-3,
     "weight_decay": 0.1,
 }
 
