@@ -31,6 +31,7 @@ from server.last_good import LastGood
 from server.limits.memory import MemoryStore
 from server.limits.shared import SharedStore
 from server.limits.types import LimitStore
+from server.memory import KvPlan, Wanted, budget, choose, kv_bytes_per_token
 from server.metrics import Metrics
 from server.policy_store import PolicyStore, Sources
 from server.scheduling.line import Line
@@ -62,7 +63,8 @@ def assemble(config: ServerConfig) -> Service:
     )
     check = check_hooks(loaded.model, loaded.blocks, _check_tokens(loaded))
     _log.info("hook points checked", layers=check.num_layers, last_layer=check.last_layer)
-    max_context = min(loaded.max_positions, config.max_context or _DEFAULT_CONTEXT)
+    plan = kv_plan(config, loaded)
+    max_context = plan.max_context
     policies = PolicyStore(
         Sources(config.policy, config.monitors, partial(load_monitors, config.monitors, loaded)),
         max_response_tokens=max_context,
@@ -71,12 +73,12 @@ def assemble(config: ServerConfig) -> Service:
         last_good=LastGood(config.last_good) if config.last_good else None,
     )
     settings = EngineSettings(
-        max_batch=config.max_batch,
+        max_batch=plan.max_batch,
         max_context=max_context,
-        max_waiting=config.max_batch
+        max_waiting=plan.max_batch
         + _MOST_CHOICES,  # who waits does so in the line; it lets in whole requests
         prefill_chunk=config.prefill_chunk,
-        prefix_cache_tokens=config.prefix_cache_tokens,
+        prefix_cache_tokens=plan.prefix_tokens,
     )
     engine: Engine = serving_engine(loaded, policies.in_force.monitors, settings)
     metrics = create_metrics(engine.info.model_id, policies.current)
@@ -115,6 +117,7 @@ def assemble(config: ServerConfig) -> Service:
         canary=canary,
         keys=keys,
         line=line,
+        kv_plan=plan,
         request_timeout_s=config.request_timeout_s,
         max_body_bytes=config.max_body_bytes,
         max_prompt_tokens=config.max_prompt_tokens,
@@ -123,6 +126,23 @@ def assemble(config: ServerConfig) -> Service:
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+def kv_plan(config: ServerConfig, loaded: LoadedModel) -> KvPlan:
+    """Sizes of the KV cache that fit this machine. Raises MemoryBudgetError."""
+    names = {"max_batch": "max_batch", "max_context": "max_context", "prefix_cache_tokens": "prefix_tokens"}
+    wanted = Wanted(
+        config.max_batch,
+        min(loaded.max_positions, config.max_context or _DEFAULT_CONTEXT),
+        config.prefix_cache_tokens,
+        frozenset(names[name] for name in config.model_fields_set & set(names)),
+    )
+    found = budget(config.kv_memory, loaded.model.device)
+    plan = choose(wanted, kv_bytes_per_token(loaded.model), *found)
+    _log.info("KV cache", plan=str(plan), bytes=plan.num_bytes, budget_bytes=plan.budget_bytes)
+    if (plan.max_batch, plan.max_context) != (wanted.max_batch, wanted.max_context):
+        _log.warning("the KV cache is smaller than its default, to fit", plan=str(plan))
+    return plan
 
 
 def limit_store(config: ServerConfig) -> LimitStore:

@@ -233,6 +233,7 @@ def _banner(service: "Service", config: ServerConfig) -> str:
     )
     return (
         f"model     {info.model_id} ({info.dtype} on {info.device}, context {info.max_context}, batch {info.max_batch})\n"
+        f"{_memory(service)}"
         f"monitors  {', '.join(service.policies.in_force.scoring.names) or 'none'}\n"
         f"policy    {service.policies.current}\n"
         f"{_asked(service)}"
@@ -246,6 +247,10 @@ def _banner(service: "Service", config: ServerConfig) -> str:
 def _asked(service: "Service") -> str:
     names = ", ".join(service.second_opinions.names)
     return f"opinions  {names}\n" if names else ""
+
+
+def _memory(service: "Service") -> str:
+    return f"KV cache  {service.kv_plan}\n" if service.kv_plan else ""
 
 
 def _known(service: "Service") -> str:

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from guard.audit import SeriesFormat
@@ -13,10 +13,17 @@ from guard.schema import LogContent
 from server.auditing.writer import OnFull
 from server.canary import OnFailure
 from server.limits.shared import OnError
+from server.sizes import parse_size
 
 _PREFIX = "INTERLOCK__"
 DEMO = Path(__file__).resolve().parent.parent / "deploy" / "demo"
 DEMO_POLICY = DEMO.parent / "policies" / "demo"
+
+
+def _size(text: str) -> str:
+    if text != "auto":
+        parse_size(text)
+    return text
 
 
 class ServerConfig(BaseSettings):
@@ -81,6 +88,7 @@ class ServerConfig(BaseSettings):
     )
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
     max_context: Annotated[int, Field(ge=16)] | None = None
+    kv_memory: Annotated[str, AfterValidator(_size)] = "auto"  # what the KV cache may take: auto, or as 4GiB
     max_waiting: Annotated[int, Field(ge=0)] = 256  # responses; more are refused
     queue_timeout_s: Annotated[float, Field(gt=0)] = 30.0  # nobody waits longer for a row
     request_timeout_s: Annotated[float, Field(gt=0)] | None = (

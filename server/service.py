@@ -15,6 +15,7 @@ from server.canary import CanaryWatch
 from server.drift import DriftWatch
 from server.engines.base import Engine
 from server.keys.store import KeyStore
+from server.memory import KvPlan
 from server.metrics import Metrics
 from server.policy_store import PolicyStore
 from server.scheduling.line import Line
@@ -52,6 +53,7 @@ class Service:
     drift: DriftWatch = field(default_factory=DriftWatch)
     canary: CanaryWatch | None = None  # None: canaries are not run
     line: Line = field(default_factory=Line)  # before the engine
+    kv_plan: KvPlan | None = None  # what the KV cache takes at most
     request_timeout_s: float | None = (
         None  # from admission to the end of the reply; None: as long as it takes
     )
