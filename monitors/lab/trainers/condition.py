@@ -25,10 +25,11 @@ def mean_condition(task: Task, settings: Settings) -> MeanCondition:
 
 
 def _fit(task: Task, pooling: Pooling, kind: type[_Kind]) -> _Kind:
-    """The first principal component of the differences between a positive and a negative example.
+    """Of two directions the one by which the training examples are told better, and on which side the condition is met.
 
-    CAST takes pairs. Over all pairs the second moment of their differences is delta delta^T + Sigma+ + Sigma-, delta being
-    the difference of the class means. The sign is the one by which the training examples are told better.
+    CAST takes the first principal component of the differences within contrast pairs. Over all pairs of a positive and a
+    negative example their second moment is delta delta^T + Sigma+ + Sigma-, delta being the difference of the class means.
+    Where examples are no pairs, Sigma may outweigh it: the other direction is delta.
     """
     (point,) = task.hook_points
     x = task.pooled.rows(point, task.phase, task.exclude_first, pooling)[list(task.indices)]
@@ -36,6 +37,10 @@ def _fit(task: Task, pooling: Pooling, kind: type[_Kind]) -> _Kind:
     delta = positive.mean(axis=0) - negative.mean(axis=0)
     within = [(own - own.mean(axis=0)) / np.sqrt(len(own)) for own in (positive, negative)]
     component = np.linalg.svd(np.concatenate([delta[None], *within]), full_matrices=False)[2][0]
-    direction = torch.tensor(component, dtype=torch.float32)
-    scores = kind(point, direction).similarity(torch.tensor(x)).numpy()
-    return kind(point, direction, 1 if auroc(task.labels, scores) >= _CHANCE else -1)
+    found: list[tuple[float, _Kind]] = []
+    for vector in (component, delta):
+        condition = kind(point, torch.tensor(vector, dtype=torch.float32))
+        value = auroc(task.labels, condition.similarity(torch.tensor(x)).numpy())
+        sign = 1 if value >= _CHANCE else -1
+        found.append((abs(value - _CHANCE), kind(point, condition.direction, sign)))
+    return max(found, key=lambda one: one[0])[1]
