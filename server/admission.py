@@ -49,6 +49,7 @@ class Admitted:
     choices: tuple[Choice, ...]
     monitors: tuple[Monitor, ...]  # in force when it was admitted
     deadline: float | None = None  # by the service's clock
+    shows_rules: bool = False  # to a key that may debug
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +225,7 @@ class Admission:
             choices,
             in_force.monitors.monitors,
             None if service.request_timeout_s is None else admitted_at + service.request_timeout_s,
+            self._client.may_debug,
         )
 
     def _choice(

@@ -100,7 +100,7 @@ def assemble(config: ServerConfig) -> Service:
         on_checked=lambda name, passed: metrics.canary_ok.labels(name).set(passed),
     )
     canary.expect(monitors)
-    return Service(
+    service = Service(
         engine=engine,
         tokenizer=ModelTokenizer(loaded.tokenizer),
         policies=policies,
@@ -122,6 +122,8 @@ def assemble(config: ServerConfig) -> Service:
         max_body_bytes=config.max_body_bytes,
         max_prompt_tokens=config.max_prompt_tokens,
     )
+    service.compare_tenants()
+    return service
 
 
 def utc_now() -> datetime:

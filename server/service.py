@@ -14,6 +14,7 @@ from server.auditing.writer import AuditLog
 from server.canary import CanaryWatch
 from server.drift import DriftWatch
 from server.engines.base import Engine
+from server.keys.coverage import unknown_tenants
 from server.keys.store import KeyStore
 from server.memory import KvPlan
 from server.metrics import Metrics
@@ -78,6 +79,7 @@ class Service:
         self.metrics.policy_reload_ok.set(1)
         self.metrics.policy_reload_time.set_to_current_time()
         self.metrics.show_policy(policy)
+        self.compare_tenants()
         if self.policies.in_force.monitors is not before:
             self.drift.install(self.policies.in_force.monitors.monitors)
             if self.canary is not None:
@@ -97,6 +99,13 @@ class Service:
             raise
         self.metrics.keys.reloads.labels("success").inc()
         self.metrics.keys.reload_ok.set(1)
+        self.compare_tenants()
+
+    def compare_tenants(self) -> None:
+        """Warn of tenants that the policy in force names and the key file does not have."""
+        unknown = unknown_tenants(self.policies.current, self.keys.tenants) if self.keys else ()
+        if unknown:
+            _log.warning("the policy names tenants that the key file does not have", where=list(unknown))
 
     async def try_reload_keys(self) -> None:
         """`reload_keys` where nobody waits for the answer."""

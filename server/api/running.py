@@ -125,23 +125,34 @@ class GuardedResponse(Response):
         return action
 
     def _extension_of(self, choices: Sequence[Choice]) -> Body:
-        """The `interlock` object of a reply: the most severe thing that was done, never which rule or score."""
+        """The `interlock` object of a reply: the most severe thing that was done; by which rule only for who may debug."""
         outcomes = [choice.decider.outcome for choice in choices]
         for outcome in outcomes:
             if outcome.unavailable:
-                return self._extension("unavailable", outcome.phase)
+                return self._extension("unavailable", outcome.phase, choices)
         worst = max(outcomes, key=lambda outcome: outcome.action)
-        return self._extension(worst.action.name.lower(), worst.phase)
+        return self._extension(worst.action.name.lower(), worst.phase, choices)
 
-    def _extension(self, action: str, phase: Phase | None) -> Body:
-        return {
-            "interlock": {
-                "decision_id": self._admitted.decision_id,
-                "action": action,
-                "phase": phase,
-                "policy": str(self._admitted.policy),
-            }
+    def _extension(self, action: str, phase: Phase | None, choices: Sequence[Choice] | None = None) -> Body:
+        told: Body = {
+            "decision_id": self._admitted.decision_id,
+            "action": action,
+            "phase": phase,
+            "policy": str(self._admitted.policy),
         }
+        if self._admitted.shows_rules:
+            told |= _rules(self._admitted.choices if choices is None else choices)
+        return {"interlock": told}
+
+
+def _rules(choices: Sequence[Choice]) -> Body:
+    """The rules that matched so far, in order, enforced and in shadow."""
+    outcomes = [choice.decider.outcome for choice in choices]
+    matched = {
+        "rules": [match.rule for outcome in outcomes for match in outcome.matches],
+        "shadow": [match.rule for outcome in outcomes for match in outcome.shadow],
+    }
+    return {name: list(dict.fromkeys(rules)) for name, rules in matched.items()}
 
 
 class Events:

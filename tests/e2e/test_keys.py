@@ -10,6 +10,7 @@ import openai
 import orjson
 import pytest
 from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 
 from server.app import create_admin_app, create_app
 from server.engines.scripted import Script
@@ -221,6 +222,31 @@ def test_scores_are_for_keys_with_debug(guarded_by_keys):
         assert set(client.moderations.create(input="x").results[0].category_scores.model_extra) >= {"harm"}
     with client_of(live, key("acme")) as client:
         assert set(client.moderations.create(input="x").results[0].category_scores.model_extra) == {"policy"}
+
+
+def test_rules_are_named_to_keys_with_debug_alone(guarded_by_keys):
+    live, _ = guarded_by_keys()
+    assert ask(live, key("both")).model_extra["interlock"]["rules"] == ["note"]
+    assert ask(live, key("both")).model_extra["interlock"]["shadow"] == []
+    with client_of(live, key("both")) as client:
+        chunks = list(client.chat.completions.create(model=live.model, messages=HELLO, stream=True))
+    assert chunks[-1].model_extra["interlock"]["rules"] == ["note"]
+    assert "note" not in str(ask(live, key("acme")).model_dump())
+
+
+def test_a_tenant_that_the_policy_names_and_no_key_has_is_warned_of(guarded_by_keys):
+    misspelt = POLICY.replace("tenants: [clinic]", "tenants: [clinc, 'ac*']").replace(
+        "tenant: clinic", "tenant: clinc"
+    )
+    live, path = guarded_by_keys(misspelt)
+    with capture_logs() as logs:
+        asyncio.run_coroutine_threadsafe(live.service.reload_keys(), live.loop).result(10)
+    warned = [entry["where"] for entry in logs if entry["log_level"] == "warning"]
+    assert warned == [["rule clinic-only: 'clinc'"]]
+    path.write_text(key_file().replace("staff: {}", "staff: {}, clinc: {}"))
+    with capture_logs() as logs:
+        asyncio.run_coroutine_threadsafe(live.service.reload_keys(), live.loop).result(10)
+    assert [entry for entry in logs if entry["log_level"] == "warning"] == []
 
 
 def test_a_changed_file_is_in_force_without_a_restart_and_a_wrong_one_changes_nothing(guarded_by_keys):
