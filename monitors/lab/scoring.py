@@ -1,6 +1,6 @@
 """Scores of monitors on collected activations, by the very code that scores them in production."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from monitors.lab.activations import SHARD, Activations
 from monitors.lab.sections.base import Phase, Statistic
 from monitors.lab.subject import Tokens
 from monitors.tracker import TrackerPlan
+
+_MAX_VALUES = 1 << 26  # of all monitors and tokens that are scored at once
 
 Floats = NDArray[np.float64]
 
@@ -44,12 +46,23 @@ class Scorer:
 
     def _each(self, acts: Activations, phase: Phase, reduce: Callable[[Floats], Floats]) -> Floats:
         found = np.full((len(acts.examples), len(self._bank.monitors)), -np.inf)
-        for first in range(0, len(acts.examples), SHARD):
-            indices = range(first, min(first + SHARD, len(acts.examples)))
+        for indices in self._parts(acts):
             for index, scores in zip(indices, self._running(acts, indices), strict=True):
                 if len(scores[phase]):
                     found[index] = reduce(scores[phase])
         return found
+
+    def _parts(self, acts: Activations) -> Iterator[range]:
+        """Neighbouring examples, of one shard and with so many values together as memory may hold."""
+        at_most = _MAX_VALUES // max(1, self._bank.num_columns)  # tokens
+        start, num_tokens = 0, 0
+        for index, tokens in enumerate(acts.tokens):
+            if index > start and (index % SHARD == 0 or num_tokens + len(tokens.ids) > at_most):
+                yield range(start, index)
+                start, num_tokens = index, 0
+            num_tokens += len(tokens.ids)
+        if num_tokens:
+            yield range(start, len(acts.tokens))
 
     @torch.inference_mode()
     def _running(self, acts: Activations, indices: Sequence[int]) -> list[dict[Phase, Floats]]:

@@ -1,10 +1,11 @@
 """Which layer, kind and aggregator: every candidate is cross-validated over groups by what the server would compute."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from monitors.base import Monitor
 from monitors.lab.finished import Finished
 from monitors.lab.pooling import Pooled
 from monitors.lab.recipes import Recipe, fit
@@ -16,6 +17,8 @@ from monitors.lab.statistics import Floats, Ints, auroc_interval, tpr_at
 _MONITORS_PER_PASS = (
     64  # over the activations: bounds the memory of a shard's scores, and what an interruption loses
 )
+
+_VALUES_PER_PASS = 4096  # of a token: some kinds have as many as the model's rows are wide
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,14 +63,31 @@ def cross_validate(
                 monitors.append(fit(recipe, pooled, indices.tolist(), labels[indices], seed=seed))
                 progress(done + len(monitors), total)
         by_phase = {recipe.phase for recipe in part}
-        scorer = Scorer(monitors)
-        scores = {phase: scorer.statistic(pooled.acts, phase, statistic) for phase in by_phase}
+        scorers = [Scorer(few) for few in _few_values(monitors)]
+        scores = {
+            phase: np.hstack([scorer.statistic(pooled.acts, phase, statistic) for scorer in scorers])
+            for phase in by_phase
+        }
         for place, (number, recipe) in enumerate(zip(numbers, part, strict=True)):
             columns = place * len(names) + np.searchsorted(names, fold)
             found[number] = scores[recipe.phase][np.arange(len(labels)), columns]
             if finished is not None:
                 finished.write(recipe, found[number])
     return [Judged(recipe, found[number]) for number, recipe in enumerate(recipes)]
+
+
+def _few_values(monitors: Sequence[Monitor]) -> Iterator[list[Monitor]]:
+    """In order, with no more than `_VALUES_PER_PASS` together, unless one alone has more."""
+    few: list[Monitor] = []
+    num = 0
+    for monitor in monitors:
+        own = monitor.transform.num_values
+        if few and num + own > _VALUES_PER_PASS:
+            yield few
+            few, num = [], 0
+        few.append(monitor)
+        num += own
+    yield few
 
 
 def candidate(

@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from monitors.aggregate import AggregatorSpec
+from monitors.bank import Bank
 from monitors.base import Link, Monitor
+from monitors.lab import scoring, sweep
 from monitors.lab.activations import Activations
+from monitors.lab.baselines import folds
 from monitors.lab.pooling import Pooled
 from monitors.lab.recipes import Recipe, fit
 from monitors.lab.scoring import Scorer
 from monitors.lab.statistics import auroc
+from monitors.lab.sweep import cross_validate
 from tests.unit.monitors.lab.synthetic import PLANTED, Shift, anywhere, direction, exclusive_or, made
 
 MEAN = AggregatorSpec("mean")
@@ -163,3 +167,24 @@ def test_a_massive_channel_drowns_nothing(tmp_path, trainer: str):
     monitor = fitted(trainer, made(tmp_path / "a", exclusive_or, scale=1e4, num=400))
     fresh = made(tmp_path / "b", exclusive_or, scale=1e4, seed=1)
     assert auroc(fresh.labels, Scorer([monitor]).lasts(fresh, "prompt")[:, 0]) > 0.95
+
+
+def test_kinds_of_many_values_are_scored_a_few_at_a_time_to_the_same_scores(acts_of, monkeypatch):
+    acts = acts_of(exclusive_or)
+    recipes = [Recipe(kind, (PLANTED,), "prompt", MEAN) for kind in ("condition_mean", "logistic", "lda")]
+    fold = folds(acts.labels, acts.groups, 3, 0)
+    at_once = cross_validate(recipes, Pooled(acts), acts.labels, fold)
+    widths: list[int] = []
+    begin = Bank.begin
+
+    def counted(bank: Bank, num_rows: int) -> torch.Tensor:
+        widths.append(bank.num_columns * num_rows)
+        return begin(bank, num_rows)
+
+    monkeypatch.setattr(sweep, "_VALUES_PER_PASS", 20)
+    monkeypatch.setattr(scoring, "_MAX_VALUES", 1000)
+    monkeypatch.setattr(Bank, "begin", counted)
+    in_parts = cross_validate(recipes, Pooled(acts), acts.labels, fold)
+    assert max(widths) <= 1000
+    for one, other in zip(at_once, in_parts, strict=True):
+        np.testing.assert_allclose(one.scores, other.scores, rtol=1e-5, atol=1e-7)
