@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from scipy.linalg import eigh
 from sklearn.covariance import ledoit_wolf_shrinkage
 
 from monitors.lab.trainers.base import Settings, Task
@@ -26,12 +27,15 @@ def novelty(task: Task, settings: Settings) -> Novelty:
     std[std < 1e-6 * (1.0 + np.abs(mean))] = 1.0  # a channel that doesn't vary: any change there is new
     y = (x - mean) / std
     num_rows, d = y.shape
-    shrinkage = ledoit_wolf_shrinkage(y, assume_centered=True)
-    values, vectors = np.linalg.eigh(y.T @ y / num_rows)
-    values = (1 - shrinkage) * values.clip(min=0) + shrinkage * values.mean()
-    values = values.clip(min=_LEAST * values.mean())
     rank = max(1, min(int(settings["rank"]), d))
-    kept, rest = values[::-1][:rank], values[::-1][rank:]
-    left = rest.mean() if len(rest) else values.mean()  # of full rank nothing is left
-    parts = (mean, std, vectors.T[::-1][:rank].copy(), kept.copy(), np.array([left]))
+    covariance = y.T @ y / num_rows
+    average = covariance.trace() / d
+    values, vectors = eigh(covariance, subset_by_index=[d - rank, d - 1])  # rising
+    rest = (average * d - values.sum()) / (d - rank) if rank < d else average  # of full rank nothing is left
+    shrinkage = ledoit_wolf_shrinkage(y, assume_centered=True)
+    kept, left = (
+        np.maximum((1 - shrinkage) * part + shrinkage * average, _LEAST * average)
+        for part in (values[::-1], np.array([rest]))
+    )
+    parts = (mean, std, vectors.T[::-1].copy(), kept, left)
     return Novelty(point, *(torch.tensor(part, dtype=torch.float32) for part in parts))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.covariance import ledoit_wolf_shrinkage
 
 from monitors.aggregate import AggregatorSpec
 from monitors.bank import Bank
@@ -73,6 +74,23 @@ def test_novelty_is_about_1_for_benign_rows_and_looks_at_no_others(acts_of):
     spoiled = made(acts.folder / "spoiled", lambda rng, label: 10 * anywhere(rng, label), num=400)
     of_spoiled = fitted("novelty", spoiled).transform.tensors
     assert all(tensor.equal(of_spoiled[name]) for name, tensor in monitor.transform.tensors.items())
+
+
+def test_novelty_keeps_the_largest_variances_and_the_mean_of_the_others(acts_of):
+    acts = acts_of(anywhere)
+    found = fitted("novelty", acts, rank=5).transform
+    pooled = Pooled(acts)
+    rows = [pooled.tokens(PLANTED, "prompt", int(i)) for i in np.flatnonzero(acts.labels == 0)]
+    y = ((torch.cat(rows) - found.mean) / found.std).double()
+    covariance = y.T @ y / len(y)
+    values = torch.linalg.eigvalsh(covariance).flip(0)
+    a = ledoit_wolf_shrinkage(y.numpy(), assume_centered=True)
+    torch.testing.assert_close(
+        found.variance.double(), (1 - a) * values[:5] + a * values.mean(), rtol=1e-4, atol=0
+    )
+    left = (1 - a) * values[5:].mean() + a * values.mean()
+    torch.testing.assert_close(found.residual_variance.double()[0], left, rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.basis @ found.basis.T, torch.eye(5), rtol=1e-4, atol=1e-4)
 
 
 def test_novelty_of_fewer_rows_than_channels_is_shrunk_and_finite(tmp_path):
