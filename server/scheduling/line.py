@@ -125,7 +125,7 @@ class Line:
             if left_s <= 0:
                 raise self._turned_away("queue_timeout", who)
             await asyncio.wait([waiter.granted], timeout=min(_LOOK_S, left_s))
-            if not waiter.granted.done() and await is_gone():
+            if await is_gone():  # also when its turn has come: nothing is begun for nobody
                 raise ClientGoneError
         waiter.granted.result()
 

@@ -1,5 +1,8 @@
 """What happens when more comes than can be served: the line, its bounds and its fairness, deadlines, limits of size."""
 
+import contextlib
+import random
+import ssl
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -255,3 +258,28 @@ def test_a_line_that_is_closed_for_the_drain_turns_away_who_waits(busy):
         refused = second.result()
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
         assert first.result().status_code == 200
+
+
+def test_a_storm_of_clients_that_leave_at_any_moment_leaves_nothing_behind(busy):
+    """Waiting, being let in, generating, streaming: wherever they are cut off, every place comes back."""
+    live = busy(0.05, slots=3, max_waiting=20)
+    chooser = random.Random(7)  # noqa: S311  # not a secret
+    tls = ssl.create_default_context()  # once: it is slow to make
+
+    def ask(patience, stream):
+        body = {"model": live.model, "messages": HELLO, "stream": stream, "n": 1 + int(patience * 100) % 3}
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.post(live.url + CHAT, json=body, timeout=patience, verify=tls).status_code
+        return None
+
+    with ThreadPoolExecutor(24) as pool:
+        asked = [
+            pool.submit(ask, chooser.choice([0.02, 0.1, 0.4, 5.0]), chooser.random() < 0.5)
+            for _ in range(150)
+        ]
+        answers = [future.result() for future in asked]
+    assert {200, None} <= set(answers) <= {200, 503, None}
+    wait_for(lambda: (live.service.line.running, live.service.line.waiting) == (0, 0))
+    live.wait_until_free()
+    assert live.service.line._tenants == {}
+    assert post(live).status_code == 200
