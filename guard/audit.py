@@ -124,6 +124,7 @@ def recorded_subject(record: JsonObject) -> Subject:
         endpoint=record["endpoint"],
         key_id=record["key_id"],
         request_id=record["request_id"],
+        decision_id=record["decision_id"],
         metadata=record["metadata"],
         turn=record.get("turn", 1),
     )

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from guard.strict import Strict
 from guard.types import Subject
 
-ENDPOINTS = ("chat", "completions", "responses", "moderations")
+ENDPOINTS = ("chat", "completions", "responses", "messages", "moderations")
 """What `endpoints` may fit."""
 
 
@@ -108,7 +108,7 @@ class Rollout(Strict):
             case "key":
                 return subject.key_id
             case "request":
-                return subject.request_id
+                return subject.decision_id
 
 
 def bucket(rule: str, identity: str) -> float:

@@ -243,13 +243,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whom a decision is about: what a rule's `match` and `rollout` may look at. Set by the server, never by the client."""
+    """Whom a decision is about: what a rule's `match` and `rollout` may look at. Only `request_id` and `metadata` come from the client."""
 
     tenant: str = "default"
     model: str = ""
     endpoint: str = "chat"
     key_id: str = ""
-    request_id: str = ""
+    request_id: str = ""  # the client may have chosen it
+    decision_id: str = ""  # the server has: what `rollout: {by: request}` goes by
     metadata: Mapping[str, str] = field(default_factory=dict)
     turn: int = 1  # user messages in the request, the present one included
 

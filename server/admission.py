@@ -190,16 +190,17 @@ class Admission:
         await self._entrance.enter(endpoint, len(jobs))
         # nothing is chosen before its turn has come: what was reloaded while it waited holds
         in_force, now = service.policies.in_force, service.now()
+        decision_id = secrets.token_hex(12)
         subject = Subject(
             tenant=self._client.tenant,
             key_id=self._client.key_id,
             model=service.engine.info.model_id,
             endpoint=endpoint,
             request_id=caller.request_id,
+            decision_id=decision_id,
             metadata=dict(caller.metadata),
             turn=turn,
         )
-        decision_id = secrets.token_hex(12)
         advised = {id(job.prompt): PromptAdvice(job.messages) for job in jobs}
         choices = tuple(
             self._choice(

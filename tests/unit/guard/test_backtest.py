@@ -300,12 +300,12 @@ def test_a_prompt_that_was_cut_off_is_not_decided():
     assert rejudge(lower, cut).after == Outcome()
 
 
-def test_the_time_of_the_record_is_now():
+def test_a_rollout_by_request_goes_by_the_recorded_decision_id():
     folder_rules = "apiVersion: interlock/v1\nkind: Policy\nmetadata: {name: p, version: '1'}\nrules:\n  - {id: r, when: max(prompt.a) > 0.5, then: {block: {}}, rollout: {percent: 50, by: request}}\n"
     policy = policy_from_text(folder_rules)
-    for request_id in map(str, range(20)):
-        expected = replay(policy, Subject(request_id=request_id), {"a": [0.9]}, {}, NOW)
-        judged = rejudge(policy, record([0.9], [], request_id=request_id))
+    for decision_id in map(str, range(20)):
+        expected = replay(policy, Subject(decision_id=decision_id), {"a": [0.9]}, {}, NOW)
+        judged = rejudge(policy, record([0.9], [], decision_id=decision_id))
         assert judged.after == expected
 
 

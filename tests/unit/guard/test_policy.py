@@ -343,7 +343,7 @@ def test_rollout_buckets_are_stable_even_and_independent():
 def test_the_rest_of_a_rollout_runs_in_shadow():
     policy = policy_from_text(HEAD + "rules:\n" + RULE + "    rollout: {percent: 30, by: request}\n")
     (rule,) = policy.rules
-    modes = [rule.mode_for(Subject(request_id=f"r{i}"), None) for i in range(1_000)]
+    modes = [rule.mode_for(Subject(request_id="chosen", decision_id=f"d{i}"), None) for i in range(1_000)]
     assert 250 < modes.count(Mode.ENFORCE) < 350
     assert modes.count(Mode.SHADOW) == 1_000 - modes.count(Mode.ENFORCE)
 
