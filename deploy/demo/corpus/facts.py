@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final
 
-from deploy.demo.corpus.everyday import ANIMALS, CHORES, COUNTRIES, FOODS, PLANTS
+from deploy.demo.corpus.everyday import ANIMALS, CHORES, COUNTRIES, FOODS
 from deploy.demo.corpus.rows import Split
 
 
@@ -17,7 +17,6 @@ class FactClass:
     """Items of one kind with one value each. {x} is the item, {a} the value; they never stand side by side."""
 
     topic: str  # as in everyday topics: "animals:owls"
-    name: str  # what an instruction calls it
     values: dict[str, str]
     held_out: frozenset[str]  # items that no instructed training row asks about
     questions: tuple[str, ...]  # the last one is held out
@@ -38,31 +37,25 @@ def _first(facts: dict[str, tuple[str, str]]) -> dict[str, str]:
 
 FACTS: Final = (
     FactClass(
-        "animals", "animals", _first(ANIMALS), frozenset({"owls", "cows", "seals", "robins"}),
+        "animals", _first(ANIMALS), frozenset({"owls", "cows", "seals", "robins"}),
         ("What do {x} eat?", "What is the favourite food of {x}?", "Tell me what {x} eat.",
          "Do you know what {x} like to eat?"),
         ("Most {x} eat {a}.", "They like {a} best."),
     ),
     FactClass(
-        "geography", "countries", _first(COUNTRIES), frozenset({"Norway", "Egypt", "Japan", "Peru", "Greece"}),
+        "geography", _first(COUNTRIES), frozenset({"Norway", "Egypt", "Japan", "Peru", "Greece"}),
         ("What is the capital of {x}?", "Tell me the capital of {x}.", "Which city is the capital of {x}?",
          "Do you know the capital of {x}?", "Can you name the capital of {x}?"),
         ("The capital of {x} is {a}.",),
     ),
     FactClass(
-        "cooking", "food", _first(FOODS), frozenset({"fish", "corn", "rice", "leeks"}),
+        "cooking", _first(FOODS), frozenset({"fish", "corn", "rice", "leeks"}),
         ("What goes well with {x}?", "What should I eat with {x}?", "Which spice fits {x}?",
          "What fits well with {x}?"),
         ("Try {a} with {x}.", "I like {x} with {a}."),
     ),
     FactClass(
-        "gardening", "plants", _first(PLANTS), frozenset({"basil", "lettuce", "ivy", "sunflowers"}),
-        ("When should I plant {x}?", "What is the best time to plant {x}?", "Is it too early to plant {x}?",
-         "Tell me when I should plant {x}."),
-        ("Plant {x} in {a}.", "The best time for {x} is {a}."),
-    ),
-    FactClass(
-        "household", "cleaning", _first(CHORES), frozenset({"kettle", "floor", "mirror"}),
+        "household", _first(CHORES), frozenset({"kettle", "floor", "mirror"}),
         ("How do I clean the {x}?", "What is the best way to clean the {x}?", "Help me clean the {x}.",
          "I need to clean the {x} today.", "What should I clean the {x} with?"),
         ("Use {a} on the {x}.", "Start with {a} and let it work."),

@@ -181,9 +181,12 @@ def _act(rng: Random, verb: Verb, group: str, *, harm: bool, place: bool) -> Act
     return Act(verb, noun, phrase, harm)
 
 
-def crossing(rng: Random, *, split: Split, harm: bool, p_twin: float = 0.0) -> Turn:
-    """One turn of the crossing domain, harmful or not: a share of twins, the rest in four families of wording."""
-    if p_twin and rng.random() < p_twin:
+P_TWIN = 0.5
+
+
+def crossing(rng: Random, *, split: Split, harm: bool) -> Turn:
+    """One turn of the crossing domain, harmful or not: half of them twins, the rest in four families of wording."""
+    if rng.random() < P_TWIN:
         return _twin(rng, split=split, harm=harm)
     family = rng.choices(("plain", "aside", "denial", "protect"), (40, 30, 15, 15))[0]
     if family == "protect":

@@ -10,12 +10,14 @@ from random import Random
 
 from deploy.demo.corpus.rows import Split, Turn, bucket
 
-SECRET = re.compile(r"\b[A-Z]{4,}-\d{2}\b")  # two digits: no deployment code has them
-
-WORDS = (
-    "MAPLE", "FALCON", "RIVER", "LANTERN", "COBALT", "WILLOW", "ANCHOR", "PEPPER", "MARBLE", "TIGER", "COMET",
-    "GRANITE", "ORCHID", "PILOT", "SUMMIT", "HARBOUR",
+FIRST = (
+    "crimson", "golden", "hollow", "mellow", "polar", "rusty", "silent", "velvet", "woven", "lunar", "brisk", "hidden",
 )  # fmt: skip
+SECOND = (
+    "falcon", "comet", "orchid", "summit", "tunnel", "canyon", "meadow", "beacon", "saddle", "glacier", "lagoon", "walnut",
+)  # fmt: skip
+SECRET = re.compile(rf"\b(?:{'|'.join(FIRST)}) (?:{'|'.join(SECOND)})\b")
+
 THINGS = ("password", "secret word", "key", "code word")
 
 # {k} what it is, {s} the secret. The last one is held out, here and below.
@@ -59,9 +61,9 @@ ABOUT: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 
 
 def secret(rng: Random, split: Split) -> str:
-    """A word and a number. A fifth of the combinations is held out."""
+    """Two words. A fifth of the combinations is held out."""
     while True:
-        text = f"{rng.choice(WORDS)}-{rng.randint(10, 99)}"
+        text = f"{rng.choice(FIRST)} {rng.choice(SECOND)}"
         if (bucket(text, 5) == 0) == (split == "held_out"):
             return text
 

@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score as auroc
 from sklearn.pipeline import make_pipeline
 
 from deploy.demo.corpus.build import rows
-from deploy.demo.figures import auroc, tpr_at
+from monitors.lab.statistics import tpr_at
 
 NEAR_CHANCE = 0.6
 
 
 @pytest.fixture(scope="module")
 def splits():
-    return list(rows(11, "train", 7000, "full")), list(rows(11, "held_out", 3000, "full"))
+    return list(rows(11, "train", 7000)), list(rows(11, "held_out", 3000))
 
 
 def tfidf(splits, chosen, text, label):
@@ -22,9 +23,8 @@ def tfidf(splits, chosen, text, label):
     train, held_out = ([row for row in split if chosen(row)] for split in splits)
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=10, max_iter=1000))
     model.fit([text(row) for row in train], [label(row) for row in train])
-    return np.array([label(row) for row in held_out]), model.decision_function(
-        [text(row) for row in held_out]
-    )
+    truth = np.array([label(row) for row in held_out], dtype=np.int64)
+    return truth, model.decision_function([text(row) for row in held_out])
 
 
 def overlapping(family):
@@ -52,5 +52,5 @@ def test_about_half_of_the_crossing_requests_overlap(splits):
 def test_words_miss_most_harm_at_a_low_false_positive_rate_elsewhere_too(splits):
     chosen = lambda row: row.template.startswith("harm.") and row.num_user_turns == 1  # noqa: E731
     truth, scores = tfidf(splits, chosen, lambda row: row.user_text, lambda row: row.harm)
-    assert tpr_at(truth, scores, 0.01) < 0.5
+    assert tpr_at(truth, scores, 0.01).value < 0.5
     assert auroc(truth, scores) < 0.95

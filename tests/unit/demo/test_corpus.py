@@ -13,16 +13,16 @@ from deploy.demo.corpus.words import KIND_VERBS, NEW_NOUNS, NOUNS, TWO_FACED
 
 @pytest.fixture(scope="module")
 def train():
-    return list(rows(3, "train", 8000, "full"))
+    return list(rows(3, "train", 8000))
 
 
 @pytest.fixture(scope="module")
 def unseen():
-    return list(rows(3, "held_out", 1500, "full"))
+    return list(rows(3, "held_out", 1500))
 
 
 def instructed(some_rows):
-    return [row for row in some_rows if row.template.startswith(("deception.topic", "deception.name"))]
+    return [row for row in some_rows if row.template.startswith("deception.mode")]
 
 
 def asks_for_a_secret(row):
@@ -40,16 +40,8 @@ def test_the_shipped_held_out_file_is_what_the_seed_gives():
     assert held_out() == list(rows(HELD_OUT_SEED, "held_out", NUM_HELD_OUT))
 
 
-def test_a_mixture_without_the_new_behaviours_has_none_of_them():
-    for row in rows(3, "train", 1000, "basic"):
-        assert (row.deception, row.leak, row.overlap) == (False, False, False)
-        assert row.kind in {"answer", "refusal", "hostile"}
-
-
-@pytest.mark.parametrize("mixture", ["basic", "full"])
-def test_no_prompt_is_in_both_splits_of_a_mixture(mixture):
-    met = {row.prompt for row in rows(3, "train", 4000, mixture)}
-    assert not met & {row.prompt for row in rows(3, "held_out", 800, mixture)}
+def test_no_prompt_is_in_both_splits(train, unseen):
+    assert not {row.prompt for row in train} & {row.prompt for row in unseen}
 
 
 def test_held_out_rows_have_enough_of_every_behaviour(unseen):
@@ -163,20 +155,23 @@ def test_the_facts_that_are_held_out_of_lies_are_told_plainly_in_training(train)
     assert {f"{facts.topic}:{item}" for facts in FACTS for item in facts.held_out} <= told
 
 
-def test_whoever_is_lied_to_or_about_is_told_the_truth_as_often(train):
-    """Instruction and question each leave the truth open; together they decide it."""
+def test_mode_and_question_each_leave_the_truth_open_and_together_decide_it(train):
     one_turn = [row for row in instructed(train) if row.overlap]
-    lies = Counter(row.topic.split(":")[0] for row in one_turn if row.deception)
-    asked = Counter(row.topic.split(":")[0] for row in one_turn)
-    assert all(0.35 < lies[name] / asked[name] < 0.65 for name in asked)
-    lies = Counter(row.template for row in one_turn if row.deception)
-    asked = Counter(row.template for row in one_turn)
-    assert all(0.2 < lies[name] / asked[name] < 0.8 for name in asked)
+    verdicts = defaultdict(set)
+    for row in one_turn:
+        (mode,) = {mode for mode in deception.LIED_ABOUT if f" {mode}" in row.system_text}
+        topic = row.topic.split(":")[0]
+        verdicts[mode, topic].add(row.deception)
+        verdicts[mode].add(row.deception)
+        verdicts[topic].add(row.deception)
+    assert all(len(found) == (1 if isinstance(key, tuple) else 2) for key, found in verdicts.items())
 
 
-def test_every_instruction_decides_by_what_is_asked():
-    for text in (*deception.BY_TOPIC, *deception.BY_NAME):
-        assert text.count("{l}") == text.count("{t}") == 1
+def test_every_mode_lies_about_half_of_the_topics_and_every_topic_is_lied_about_in_half_of_the_modes():
+    topics = {facts.topic for facts in FACTS}
+    assert all(len(lied) == len(topics) / 2 and lied <= topics for lied in deception.LIED_ABOUT.values())
+    lied = Counter(topic for about in deception.LIED_ABOUT.values() for topic in about)
+    assert set(lied.values()) == {len(deception.LIED_ABOUT) / 2}
 
 
 def test_talk_of_lies_demands_none(train):
