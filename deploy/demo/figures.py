@@ -20,6 +20,7 @@ CALM_LAYERS: Final = (2,)
 CALM_STRENGTH: Final = 1.0
 CALM_TOKENS: Final = 0  # response tokens that are steered; 0: all
 _NUM_TRIGGERED, _NUM_ORDINARY = 200, 300
+_NUM_TOLD = 3  # features of each behaviour whose contexts are shown
 _SEED = 4242  # of the prompts that steering is measured on
 
 FIGURES_FILE, README_FILE = "figures.json", "README.md"
@@ -36,6 +37,10 @@ def write(model_folder: Path, monitors: Path, sae_monitors: Path, sae: str) -> N
             if (folder / "monitor.json").exists()
         },
         "sae": json.loads((monitors / sae / "acceptance.json").read_text()),
+        "contexts": _contexts(
+            monitors / sae / "features.json",
+            {index for one in sae_monitors.iterdir() for index in _features(one)[:_NUM_TOLD]},
+        ),
         "steering": dict(_steering(model_folder, monitors / CALM)),
     }
     (monitors / FIGURES_FILE).write_text(json.dumps(table, indent=1) + "\n")
@@ -50,7 +55,7 @@ def _behaviour(folder: Path, sae_folder: Path) -> dict[str, Any]:
     return {
         "phase": found.phase,
         "recipe": card.fit and card.fit.recipe.model_dump(exclude_none=True),
-        "sae_recipe": sae.fit and sae.fit.recipe.model_dump(exclude_none=True),
+        "sae_features": _features(sae_folder),
         "verdict": card.causal and card.causal.verdict,
         "necessity": card.causal and [one.model_dump() for one in card.causal.necessity],
         "sufficiency": card.causal and [one.model_dump() for one in card.causal.sufficiency],
@@ -58,6 +63,22 @@ def _behaviour(folder: Path, sae_folder: Path) -> dict[str, Any]:
         "whole": _compared(found.whole, beside.whole),
         "by_wording": {name: _compared(strata[name], of_sae[name]) for name in strata},
     }
+
+
+def _features(folder: Path) -> list[int]:
+    """The features that an SAE monitor reads, the best first."""
+    params = json.loads((folder / "monitor.json").read_text())["params"]
+    return [int(index) for index in params["features"].split()]
+
+
+def _contexts(path: Path, features: set[int]) -> dict[int, str]:
+    """Where each feature is most active: the token in brackets, with a little before it."""
+    found = {}
+    for feature in json.loads(path.read_text())["features"]:
+        if feature["index"] in features and feature["contexts"]:
+            top = feature["contexts"][0]
+            found[feature["index"]] = f"{top['before'][-40:]}[{top['token']}]"
+    return found
 
 
 def _compared(probe: Compared, sae: Compared) -> dict[str, Any]:
@@ -142,6 +163,12 @@ def _markdown(table: dict[str, Any]) -> Iterator[str]:
         yield f"| {name} | {recipe['trainer']}, {where}, {recipe['aggregator']['kind']} | {found['verdict'] or 'not tested'} | {flags} |"
     sae = table["sae"]
     yield f"\nThe SAE at `{sae['hook_point']}`: L0 {sae['l0']:.1f}, explained variance {sae['explained_variance']:.1%}, dead {sae['dead']:.1%}.\n"
+    yield "| behaviour | its best features, each with the token (in brackets) where it is most active |"
+    yield "|---|---|"
+    for name, found in table["behaviours"].items():
+        told = [f"{i}: `{table['contexts'].get(i, '')}`" for i in found["sae_features"][:_NUM_TOLD]]
+        yield f"| {name} | {'; '.join(told)} |".replace("<|", "<").replace("|>", ">")
+    yield ""
     yield from _steering_table(table["steering"])
 
 

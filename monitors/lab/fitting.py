@@ -8,7 +8,7 @@ import numpy as np
 
 from monitors.aggregate import AggregatorSpec
 from monitors.artifacts.files import MONITOR_FILE, MonitorFile, read_json
-from monitors.base import Evidence, Monitor
+from monitors.base import Evidence, Link, Monitor
 from monitors.lab.activations import Progress, collect, no_progress
 from monitors.lab.baselines import folds, random_figures, tfidf_out_of_fold
 from monitors.lab.card import CARD_FILE, Card
@@ -18,12 +18,14 @@ from monitors.lab.recipes import Recipe, fit
 from monitors.lab.sae.source import SaeSource
 from monitors.lab.sections.base import Phase, Statistic
 from monitors.lab.sections.fit import FitSection, LayerBaseline
-from monitors.lab.statistics import auroc_interval
+from monitors.lab.statistics import Floats, auroc_interval
 from monitors.lab.subject import Subject
 from monitors.lab.sweep import best, candidate, cross_validate
 from monitors.lab.trainers import KIND_SETS, TRAINERS
 from monitors.lab.trainers.base import Settings
 from monitors.types import HookPoint
+
+_MOST_SATURATED = 1e-3  # of benign scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,8 @@ def fit_monitor(
         for point in points
     )
     monitor = fit(recipe, pooled, range(len(labels)), labels, name=name, seed=search.seed)
+    if is_saturated(judged[chosen].scores[labels == 0]):
+        monitor = replace(monitor, link=Link.IDENTITY)
     evidence = Evidence(
         auroc=round(candidates[chosen].auroc.value, 4), baseline_auroc=round(words.value, 4), card=CARD_FILE
     )
@@ -182,6 +186,14 @@ def fit_monitor(
         random=random,
     )
     return Fitted(replace(monitor, evidence=evidence), section)
+
+
+def is_saturated(benign: Floats) -> bool:
+    """Whether a sigmoid leaves too little room: more than one in a thousand benign scores are 1 in single precision.
+
+    No threshold could then be set for a low false-positive rate, where it matters; logits as they are have all the room.
+    """
+    return bool((benign.astype(np.float32) >= 1.0).mean() > _MOST_SATURATED)
 
 
 def check_labels(examples: Sequence[Example]) -> None:

@@ -87,7 +87,9 @@ score = st.one_of(st.none(), st.floats(0, 1, width=32), st.just(0.7), st.just(0.
 
 @given(st.lists(score, max_size=8), st.lists(score, max_size=30))
 def test_replay_of_a_record_equals_the_live_decision(prompt, response):
-    subject = Subject(tenant="t", model="m", key_id="k", request_id="r", decision_id="d", metadata={"app": "x"})
+    subject = Subject(
+        tenant="t", model="m", key_id="k", request_id="r", decision_id="d", metadata={"app": "x"}
+    )
     outcome = decided_live(subject, prompt, response)
     record = decision_record(
         decision_id="d",

@@ -16,7 +16,7 @@ from monitors.lab.baselines import folds, random_figures, random_monitors, tfidf
 from monitors.lab.causal.directions import directions
 from monitors.lab.dataset import Example
 from monitors.lab.finished import Finished
-from monitors.lab.fitting import Search, doubts, num_repeated
+from monitors.lab.fitting import Search, doubts, is_saturated, num_repeated
 from monitors.lab.pooling import Pooled
 from monitors.lab.recipes import Recipe, fit
 from monitors.lab.scoring import Scorer
@@ -358,3 +358,11 @@ def test_one_class_is_refused(pooled: Pooled):
 def test_an_example_without_a_token_in_scope_is_named(pooled: Pooled):
     with pytest.raises(ValueError, match=r"'row:\d+' has no token in the response"):
         pooled.rows(PLANTED, "response")
+
+
+def test_a_sigmoid_that_leaves_no_room_above_a_threshold_is_told():
+    """Above some 17 a logit's sigmoid is 1 in single precision, which is what is decided on."""
+    logits = np.linspace(-10, 10, 2000)
+    assert not is_saturated(1 / (1 + np.exp(-logits)))
+    logits[:3] = 30
+    assert is_saturated(1 / (1 + np.exp(-logits)))
