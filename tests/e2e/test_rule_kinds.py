@@ -164,11 +164,22 @@ def test_a_shadow_rule_is_recorded_and_one_that_is_off_is_not(live):
 
 
 def test_a_rollout_enforces_for_its_buckets_and_shadows_for_the_others(live):
-    ids = {bucket("rolled-out", f"id-{i}") < 50: f"id-{i}" for i in range(20)}
-    said, _, _, record = ask(live, "rolled-out", ids[True])
-    assert (said, record["action"], record["shadow"]) == (5, "block", [])
-    said, _, _, record = ask(live, "rolled-out", ids[False])
-    assert (said, record["action"], record["shadow"][0]["rule"]) == (len(WORDS), "allow", "rolled-out")
+    seen = set()
+    for _ in range(40):
+        said, _, _, record = ask(live, "rolled-out", request_id="chosen")  # a client can't choose its bucket
+        is_in = bucket("rolled-out", record["decision_id"]) < 50
+        seen.add(is_in)
+        if is_in:
+            assert (said, record["action"], record["shadow"]) == (5, "block", [])
+        else:
+            assert (said, record["action"], record["shadow"][0]["rule"]) == (
+                len(WORDS),
+                "allow",
+                "rolled-out",
+            )
+        if seen == {True, False}:
+            return
+    raise AssertionError(f"40 requests, all in one bucket: {seen}")
 
 
 def test_a_broken_score_stops_a_closed_rule_and_skips_an_open_or_a_shadow_one(live):
