@@ -59,10 +59,6 @@ class Attention(Transform):
         own = {"query": self.query, "value": self.value, "value_bias": self.value_bias}
         return {**(self.front.tensors if self.front else {}), **own}
 
-    @property
-    def params(self) -> Params:
-        return {}
-
     @classmethod
     def restore(cls, hook_points: Sequence[HookPoint], tensors: Mapping[str, Tensor], params: Params) -> Self:
         shapes, width = front_shapes(tensors)
@@ -119,10 +115,6 @@ class MultiMax(Transform):
     def tensors(self) -> Mapping[str, Tensor]:
         own = {"value": self.value, "value_bias": self.value_bias}
         return {**(self.front.tensors if self.front else {}), **own}
-
-    @property
-    def params(self) -> Params:
-        return {}
 
     @classmethod
     def restore(cls, hook_points: Sequence[HookPoint], tensors: Mapping[str, Tensor], params: Params) -> Self:

@@ -94,34 +94,40 @@ class Bank:
         slices = value_slices(self.monitors)
         self.num_columns = slices[-1].stop if slices else 0
 
-        columns = sorted(
-            (
-                (column, values.start)
-                for m, values in zip(self.monitors, slices, strict=True)
-                for column in m.transform.columns
-            ),
-            key=lambda item: (item[0].hook_point, _shape(item[0]), item[0].scale),
-        )
-        parts: list[list[int]] = [[] for _ in range(self.num_columns)]  # of the buffer, by value
-        for place, (_, value) in enumerate(columns):
-            parts[value].append(place)
-        readers: dict[HookPoint, list[_Compiled | _Function]] = {
-            point: [self._compile([column for column, _ in columns[where]], where)]
-            for where, point in _runs((column for column, _ in columns), lambda column: column.hook_point)
-        }
+        parts: list[list[int]] = [[] for _ in range(self.num_columns)]  # of the row buffer, by value
+        columns = [
+            (column, values.start)
+            for m, values in zip(self.monitors, slices, strict=True)
+            for column in m.transform.columns
+        ]
+        functions = [
+            (function, values)
+            for m, values in zip(self.monitors, slices, strict=True)
+            for function in m.transform.functions
+        ]
+        readers: dict[HookPoint, list[_Compiled | _Function]] = {}
+        for point, compiled in self._compile_all(columns, parts):
+            readers.setdefault(point, []).append(compiled)
         width = len(columns)
-        for m, values in zip(self.monitors, slices, strict=True):
-            for function in m.transform.functions:
-                where = slice(width, width := width + m.transform.num_values)
-                readers.setdefault(function.hook_point, []).append(_Function(function.to(self.device), where))
-                for value, place in zip(
-                    range(values.start, values.stop), range(where.start, where.stop), strict=True
-                ):
-                    parts[value].append(place)
+        for function, values in functions:
+            where = slice(width, width := width + values.stop - values.start)
+            readers.setdefault(function.hook_point, []).append(_Function(function.to(self.device), where))
+            for value, place in enumerate(range(where.start, where.stop), start=values.start):
+                parts[value].append(place)
         self._width = width + 1  # the last column stays 0: it pads sums of unequal length
         self._gather = self._gather_index(parts)
         self._readers = {point: tuple(readers[point]) for point in sorted(readers)}
         self.hook_points = tuple(self._readers)
+
+    def _compile_all(
+        self, columns: Sequence[tuple[Column, int]], parts: Sequence[list[int]]
+    ) -> Iterator[tuple[HookPoint, _Compiled]]:
+        """The matmul of each hook point; notes in `parts` where the columns of each value come to stand."""
+        ordered = sorted(columns, key=lambda item: (item[0].hook_point, _shape(item[0]), item[0].scale))
+        for place, (_, value) in enumerate(ordered):
+            parts[value].append(place)
+        for where, point in _runs((column for column, _ in ordered), lambda column: column.hook_point):
+            yield point, self._compile([column for column, _ in ordered[where]], where)
 
     def begin(self, num_rows: int) -> Tensor:
         """A row buffer for one forward pass, all NaN."""

@@ -31,10 +31,6 @@ class Cosine(Transform):
     def tensors(self) -> Mapping[str, Tensor]:
         return {"direction": self.direction}
 
-    @property
-    def params(self) -> Params:
-        return {}
-
     @classmethod
     def restore(cls, hook_points: Sequence[HookPoint], tensors: Mapping[str, Tensor], params: Params) -> Self:
         expect_tensors(tensors, {"direction": ("d_model",)})

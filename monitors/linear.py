@@ -40,10 +40,6 @@ class Linear(Transform):
     def tensors(self) -> Mapping[str, Tensor]:
         return {"weight": self.weight, "bias": self.bias}
 
-    @property
-    def params(self) -> Params:
-        return {}
-
     @classmethod
     def restore(cls, hook_points: Sequence[HookPoint], tensors: Mapping[str, Tensor], params: Params) -> Self:
         expect_tensors(tensors, {"weight": (len(hook_points), "d_model"), "bias": (1,)})

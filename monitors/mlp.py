@@ -48,10 +48,6 @@ class Mlp(Transform):
     def tensors(self) -> Mapping[str, Tensor]:
         return {**self.front.tensors, "weight": self.weight, "bias": self.bias}
 
-    @property
-    def params(self) -> Params:
-        return {}
-
     @classmethod
     def restore(cls, hook_points: Sequence[HookPoint], tensors: Mapping[str, Tensor], params: Params) -> Self:
         shapes, width = front_shapes(tensors)

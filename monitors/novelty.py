@@ -57,10 +57,6 @@ class Novelty(Transform):
     def tensors(self) -> Mapping[str, Tensor]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "hook_point"}
 
-    @property
-    def params(self) -> Params:
-        return {}
-
     @classmethod
     def restore(cls, hook_points: Sequence[HookPoint], tensors: Mapping[str, Tensor], params: Params) -> Self:
         shapes: Mapping[str, tuple[int | str, ...]] = {

@@ -80,10 +80,6 @@ class Polynomial(Transform):
             "coefficients": self.coefficients,
         }
 
-    @property
-    def params(self) -> Params:
-        return {}
-
     @classmethod
     def restore(cls, hook_points: Sequence[HookPoint], tensors: Mapping[str, Tensor], params: Params) -> Self:
         shapes: Mapping[str, tuple[int | str, ...]] = {

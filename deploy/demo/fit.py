@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from deploy.demo import datasets, figures, organism
-from deploy.demo.corpus.build import HELD_OUT_SEED, rows
+from deploy.demo.corpus.build import held_out, rows
 from deploy.demo.corpus.rows import Row, Split
 from deploy.demo.model_files import MODEL_DIR
 from server.cli import app
@@ -26,7 +26,7 @@ _EPILOG = """\
 examples:
   python -m deploy.demo.fit                    the shipped artifacts: some 25 minutes on 2 CPU cores
   python -m deploy.demo.fit --scale 0.1 --out /tmp/monitors --work /tmp/work     a tenth of the data, for a quick look
-  python -m deploy.demo.fit --only steering --only figures                       some of the steps, on what is there
+  python -m deploy.demo.fit --only vector --only figures                         some of the steps, on what is there
 
 Writes data sets from the corpus, then runs `interlock monitor`, `interlock sae` and `interlock vector` on them, and
 prints each command as it could be typed. Fitted on training prompts, calibrated on held-out ones, measured on others.
@@ -56,6 +56,7 @@ BEHAVIOURS: Final = (
     Behaviour("hostile", "response", ""),
 )
 _KINDS: Final = ("--kind", "logistic", "--penalty", "30")
+STEPS: Final = ("data", "monitors", "sae", "vector", "cards", "figures")
 _AGGREGATORS: Final = ("--aggregator", "last", "--aggregator", "ema:0.5")
 
 
@@ -63,11 +64,10 @@ def main() -> None:
     args = _parser().parse_args()
     torch.manual_seed(args.seed)
     steps = Steps(args.model, args.out, args.work, args.scale, args.seed)
-    chosen = args.only or list(steps.table)
     started = time.perf_counter()
-    for name in chosen:
+    for name in args.only or STEPS:
         print(f"\n== {name} ({(time.perf_counter() - started) / 60:.1f} min)", flush=True)
-        steps.table[name]()
+        getattr(steps, name)()
     print(f"\ndone after {(time.perf_counter() - started) / 60:.1f} min")
 
 
@@ -76,14 +76,6 @@ class Steps:
 
     def __init__(self, model: Path, out: Path, work: Path, scale: float, seed: int) -> None:
         self._model, self._out, self._work, self._scale, self._seed = model, out, work, scale, seed
-        self.table = {
-            "data": self.data,
-            "monitors": self.monitors,
-            "sae": self.sae,
-            "vector": self.vector,
-            "cards": self.cards,
-            "figures": self.figures,
-        }
 
     def data(self) -> None:
         """Three disjoint sets: to fit on, to calibrate on, to test on. No prompt of one is in another."""
@@ -109,16 +101,8 @@ class Steps:
         for behaviour in BEHAVIOURS:
             fit, calibration, test = (self._work / f"{name}-{behaviour.data}.jsonl" for name, *_ in _SETS)
             folder = self._out / behaviour.name
-            label = ("--label-field", behaviour.name)
-            common = (*label, *self._common)
-            kinds = (
-                *_KINDS,
-                *_AGGREGATORS,
-                "--phase",
-                behaviour.phase,
-                "--exclude-first",
-                "1",
-            )
+            common = ("--label-field", behaviour.name, *self._common)
+            kinds = (*_KINDS, *_AGGREGATORS, *_scope(behaviour))
             _run("monitor", "fit", "--name", behaviour.name, "--data", fit, *kinds, *common, "--out", folder)
             _run("monitor", "calibrate", folder, "--data", calibration, *common)
             _run("monitor", "eval", folder, "--data", test, "--train", fit, *common)
@@ -134,29 +118,8 @@ class Steps:
             fit, _, test = (self._work / f"{name}-{behaviour.data}.jsonl" for name, *_ in _SETS)
             folder = self._work / "sae" / behaviour.name
             common = ("--label-field", behaviour.name, *self._common)
-            kinds = (
-                "--kind",
-                "sae_features",
-                "--sae",
-                sae,
-                "--phase",
-                behaviour.phase,
-                "--exclude-first",
-                "1",
-            )
-            _run(
-                "monitor",
-                "fit",
-                "--name",
-                behaviour.name,
-                "--data",
-                fit,
-                *kinds,
-                *_AGGREGATORS,
-                *common,
-                "--out",
-                folder,
-            )
+            kinds = ("--kind", "sae_features", "--sae", sae, *_AGGREGATORS, *_scope(behaviour))
+            _run("monitor", "fit", "--name", behaviour.name, "--data", fit, *kinds, *common, "--out", folder)
             _run("monitor", "eval", folder, "--data", test, "--train", fit, *common)
 
     def vector(self) -> None:
@@ -199,9 +162,13 @@ _SETS: Final[tuple[tuple[str, Split, int, int], ...]] = (
 """Name, split of the corpus, number of prompts, and how many of them the model replies to."""
 
 
+def _scope(behaviour: Behaviour) -> tuple[str, ...]:
+    return ("--phase", behaviour.phase, "--exclude-first", "1")  # <|bos|> has no content and a huge norm
+
+
 def _fresh(seed: int, split: Split, num: int, known: set[str]) -> Iterator[Row]:
     """Rows whose prompts are not known yet; the shipped held-out rows are left alone."""
-    known |= {row.prompt for row in rows(HELD_OUT_SEED, "held_out", 480)}
+    known |= {row.prompt for row in held_out()}
     for row in rows(seed, split, num):
         if row.prompt not in known:
             known.add(row.prompt)
@@ -239,7 +206,9 @@ def _parser() -> argparse.ArgumentParser:
         "--scale", type=float, default=1.0, help="share of the data to use (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
-    parser.add_argument("--only", action="append", help="a step: data, monitors, sae, vector, cards, figures")
+    parser.add_argument(
+        "--only", action="append", choices=STEPS, help="a step; may be repeated (default: all)"
+    )
     return parser
 
 

@@ -23,12 +23,11 @@ TOKENIZER_ROWS = 20_000
 
 _EPILOG = """\
 examples:
-  python -m deploy.demo.train                              all 150,000 conversations: some 40 minutes on 2 idle cores (1.25 s a step)
-  python -m deploy.demo.train --rows 50000                 as much as the shipped model saw
+  python -m deploy.demo.train                              all 150,000 conversations, from nothing (not tried with all four behaviours)
   python -m deploy.demo.train --minutes 5 --out /tmp/m     stop after 5 minutes, with the schedule fitted to them
   python -m deploy.demo.train --resume                     go on from the checkpoint of an interrupted run
   python -m deploy.demo.train --device cuda --bfloat16
-  python -m deploy.demo.train --init deploy/demo/model --out /tmp/m      from the shipped weights, after a change of the corpus
+  python -m deploy.demo.train --init deploy/demo/model --out /tmp/m      on from the shipped weights, after a change of the corpus
 
 The corpus is written by seed while training; nothing is read from disk. The schedule (warm-up, cosine) follows
 the fraction of conversations seen. On Linux CPUs, MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592

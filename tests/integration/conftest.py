@@ -13,6 +13,7 @@ from monitors.artifacts import MonitorSet
 from monitors.attention import Attention, MultiMax
 from monitors.base import Link, Monitor
 from monitors.condition import Condition, MeanCondition
+from monitors.delta import Delta
 from monitors.direction import Cosine
 from monitors.front import Front
 from monitors.linear import Linear
@@ -70,6 +71,7 @@ def monitors_for(loaded: LoadedModel) -> MonitorSet:
     entry = HookPoint(1, HookKind.RESID_PRE)
     at_input = Monitor("at_input", Linear((entry,), random(1, d), random(1)), AggregatorSpec("mean"))
     cosine = Monitor("cosine", Cosine(points[1], random(d)), AggregatorSpec("max"))
+    drift = Monitor("drift", Delta(tuple(points[:2]), random(2, d), random(1)))
     front = Front((random(6, d), random(5, 6)), (random(6), random(5)))
     mlp = Monitor("mlp", Mlp(points[-1], front, random(5), random(1)), AggregatorSpec("ema", alpha=0.2))
     encoder, offsets = random(12, d), random(4, 12)
@@ -105,7 +107,7 @@ def monitors_for(loaded: LoadedModel) -> MonitorSet:
     )
     multimax = Monitor("multimax", MultiMax(points[1], *heads[1:], front), AggregatorSpec("max"))
     probes += [across, at_input, cosine, mlp, sae_features, polynomial, condition, of_mean, novelty]
-    probes += [attention, rolling, multimax]
+    probes += [attention, rolling, multimax, drift]
     probes = [replace(probe, calibration=REHEARSAL) for probe in probes]
     return MonitorSet(tuple(probes), {"push": push, "erase": erase})
 

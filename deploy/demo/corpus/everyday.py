@@ -128,7 +128,13 @@ _DOMAINS: dict[str, tuple[dict[str, tuple[str, str]], tuple[_Ask, ...]]] = {
     )),
 }  # fmt: skip
 
-_FACT_ASKS = {"animals.eat", "geography.capital", "cooking.with", "gardening.when", "household.clean"}
+_FACT_ASKS = {
+    "animals.eat",
+    "geography.capital",
+    "cooking.with",
+    "gardening.when",
+    "household.clean",
+}  # months once were among them
 
 _TALK: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "greeting": (("Hello.", "Hi there!", "Good morning.", "Hello, how are you?", "Good evening!", "Hi, how are you?"),

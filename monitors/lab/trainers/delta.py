@@ -7,7 +7,6 @@ from sklearn.linear_model import LogisticRegression
 from monitors.delta import Delta
 from monitors.lab.trainers.base import Settings, Task
 from monitors.lab.trainers.linear import MAX_STEPS, standardised
-from monitors.linear import Linear
 
 
 def delta(task: Task, settings: Settings) -> Delta:
@@ -18,5 +17,4 @@ def delta(task: Task, settings: Settings) -> Delta:
     model.fit(x, task.labels)
     shape = (len(task.hook_points), -1)
     weight, centre, scale = (torch.tensor(part.reshape(shape)) for part in (model.coef_[0], mean, std))
-    folded = Linear.folded(task.hook_points, weight, float(model.intercept_[0]), centre, scale)
-    return Delta(folded.hook_points, folded.weight, folded.bias)
+    return Delta.folded(task.hook_points, weight, float(model.intercept_[0]), centre, scale)
