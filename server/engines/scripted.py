@@ -1,6 +1,7 @@
 """An engine that plays a script of tokens and scores. Product code: policy authors rehearse with it, tests drive it."""
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
@@ -27,6 +28,8 @@ from server.engines.base import (
 )
 from server.engines.detokenize import SettledText
 
+_POLL_S = 0.005
+
 
 @dataclass(frozen=True, slots=True)
 class Script:
@@ -42,6 +45,7 @@ class Script:
     finish: FinishReason = FinishReason.STOP
     fail_at: int | None = None  # raise EngineError instead of playing this token
     step_s: float = 0.0  # seconds per token
+    hold: threading.Event | None = None  # no response token is played before it is set
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,9 @@ class ScriptedEngine:
         try:
             values = self._values(script.prompt_scores, 0, num_prompt)
             yield StepOutput(Phase.PROMPT, 0, num_prompt, values, self.monitors, final=True)
+            while script.hold is not None and not script.hold.is_set():
+                await asyncio.sleep(_POLL_S)
+                self._check(request, script, -1)
             for index in range(len(script.tokens)):
                 if limit is not None and index >= limit:
                     yield self._end(index, text, FinishReason.LENGTH)
