@@ -16,7 +16,7 @@ from server.api.schema import MAX_CHOICES, ChatRequest, CompletionRequest, Gener
 from server.auditing.content import PromptText
 from server.engines.base import EngineRequest, SamplingParams
 from server.entrance import Entrance
-from server.keys.types import Client
+from server.keys.types import BlockStyle, Client
 from server.observer import ChoiceObserver
 from server.pipeline import Adviser, Choice, NoAdviser
 from server.policy_store import InForce
@@ -50,6 +50,7 @@ class Admitted:
     monitors: tuple[Monitor, ...]  # in force when it was admitted
     deadline: float | None = None  # by the service's clock
     shows_rules: bool = False  # to a key that may debug
+    block_style: BlockStyle = BlockStyle.OPENAI
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +227,7 @@ class Admission:
             in_force.monitors.monitors,
             None if service.request_timeout_s is None else admitted_at + service.request_timeout_s,
             self._client.may_debug,
+            self._client.block_style or service.block_style,
         )
 
     def _choice(

@@ -84,7 +84,7 @@ def assemble(config: ServerConfig) -> Service:
     metrics = create_metrics(engine.info.model_id, policies.current)
     metrics.model_info.labels(engine.info.model_id, engine.info.dtype, engine.info.fingerprint[:12]).set(1)
     line = Line(slots=engine.info.max_batch, max_waiting=config.max_waiting, timeout_s=config.queue_timeout_s)
-    metrics.watch_load(engine.load, lambda: line.waiting)
+    metrics.load.watch(engine.load, line)
     if isinstance(limits, SharedStore):
         limits.on_failed = lambda disposition: metrics.failures.labels("limits", disposition).inc()
     metrics.policy_reload_ok.set(not policies.last_error)
@@ -110,6 +110,7 @@ def assemble(config: ServerConfig) -> Service:
         content=content,
         series=config.audit_series,
         show_scores=config.show_scores,
+        block_style=config.block_style,
         clock=time.monotonic,
         now=utc_now,
         started=int(utc_now().timestamp()),

@@ -12,6 +12,7 @@ from guard.audit import SeriesFormat
 from guard.schema import LogContent
 from server.auditing.writer import OnFull
 from server.canary import OnFailure
+from server.keys.types import BlockStyle
 from server.limits.shared import OnError
 from server.sizes import parse_size
 
@@ -61,6 +62,7 @@ class ServerConfig(BaseSettings):
     show_scores: bool = (
         False  # every client may see scores, which help to optimise attacks: trusted ones only
     )
+    block_style: BlockStyle = BlockStyle.OPENAI  # how clients are told of a block
     second_opinions: Path | None = None  # a file of targets that rules may escalate to
     audit: Path | None = Path("var/decisions.jsonl")  # None: no decision log
     audit_on_full: OnFull = (

@@ -16,6 +16,7 @@ from server.drift import DriftWatch
 from server.engines.base import Engine
 from server.keys.coverage import unknown_tenants
 from server.keys.store import KeyStore
+from server.keys.types import BlockStyle
 from server.memory import KvPlan
 from server.metrics import Metrics
 from server.policy_store import PolicyStore
@@ -59,6 +60,7 @@ class Service:
         None  # from admission to the end of the reply; None: as long as it takes
     )
     max_prompt_tokens: int | None = None  # None: the context
+    block_style: BlockStyle = BlockStyle.OPENAI  # of tenants that have none of their own
     keys: KeyStore | None = None  # None: whoever reaches a port may use it
 
     @property

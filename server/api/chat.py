@@ -8,7 +8,7 @@ from starlette.responses import Response
 from server.admission import Admission, Admitted
 from server.api.errors import Body
 from server.api.logprobs import logprob_entries
-from server.api.reply import ChunkRenderer, Reply, Usage
+from server.api.reply import ChunkRenderer, Reply
 from server.api.running import Result
 from server.api.schema import ChatRequest
 from server.api.verdicts import check_may_see_scores, moderation_results
@@ -52,7 +52,7 @@ class ChatRenderer(ChunkRenderer):
         include_usage: bool,
         obfuscates: bool,
     ) -> None:
-        super().__init__(include_usage=include_usage, obfuscates=obfuscates)
+        super().__init__(admitted, include_usage=include_usage, obfuscates=obfuscates)
         self._logprobs = logprobs
         self._tools = tools  # names of those on offer
         self._readers = [ToolCallReader(tools) for _ in admitted.choices]
@@ -106,17 +106,10 @@ class ChatRenderer(ChunkRenderer):
     def chunk(self, choices: list[Body]) -> Body:
         return {**self._common, "object": "chat.completion.chunk", "choices": choices}
 
-    def whole(self, results: list[Result], usage: Usage, extension: Body) -> Body:
-        choices = [self._choice(index, result) for index, result in enumerate(results)]
-        return {
-            **self._common,
-            "object": "chat.completion",
-            "choices": choices,
-            "usage": usage.openai,
-            **extension,
-        }
+    def shape(self, choices: list[Body]) -> Body:
+        return {**self._common, "object": "chat.completion", "choices": choices}
 
-    def _choice(self, index: int, result: Result) -> Body:
+    def choice(self, index: int, result: Result) -> Body:
         reader = ToolCallReader(self._tools)
         pieces = [*reader.feed(result.text), *reader.end()] if self._tools else [result.text]
         content: str | None = "".join(piece for piece in pieces if isinstance(piece, str))

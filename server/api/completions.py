@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from server.admission import Admission, Admitted
 from server.api.errors import Body
-from server.api.reply import ChunkRenderer, Reply, Usage
+from server.api.reply import ChunkRenderer, Reply
 from server.api.running import Result
 from server.api.schema import CompletionRequest
 from server.engines.base import StepOutput, Token, TokenLogprob
@@ -45,9 +45,8 @@ class CompletionRenderer(ChunkRenderer):
         include_usage: bool,
         obfuscates: bool,
     ) -> None:
-        super().__init__(include_usage=include_usage, obfuscates=obfuscates)
+        super().__init__(admitted, include_usage=include_usage, obfuscates=obfuscates)
         self._service = service
-        self._admitted = admitted
         self._echo = echo
         self._logprobs = logprobs
         self._offsets = [0] * len(admitted.choices)  # characters sent so far, per choice
@@ -77,13 +76,12 @@ class CompletionRenderer(ChunkRenderer):
         return self.chunk([{"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}])
 
     def chunk(self, choices: list[Body]) -> Body:
+        return self.shape(choices)
+
+    def shape(self, choices: list[Body]) -> Body:
         return {**self._common, "choices": choices}
 
-    def whole(self, results: list[Result], usage: Usage, extension: Body) -> Body:
-        choices = [self._choice(index, result) for index, result in enumerate(results)]
-        return {**self._common, "choices": choices, "usage": usage.openai, **extension}
-
-    def _choice(self, index: int, result: Result) -> Body:
+    def choice(self, index: int, result: Result) -> Body:
         text, logprobs = "", None
         if self._echo and result.opened is not None:
             text, logprobs = self._prompt_text(index), self._prompt_logprobs(index, result.opened)

@@ -51,6 +51,9 @@ class MessagesRenderer:
     def frame(self, body: Body) -> bytes:
         return named_event(body)
 
+    def opening(self, results: list[Result]) -> Iterable[Body]:
+        return ()
+
     def events(self, index: int, event: Event, result: Result, extension: Body) -> Iterable[Body]:
         match event:
             case Opened():

@@ -5,7 +5,7 @@ finish reasons or an error event. When the client goes away, everything is cance
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,9 +15,11 @@ from starlette.types import Receive, Scope, Send
 
 from guard.types import Phase, Stop, StopReason
 from server.admission import Admitted
+from server.api.blocks import prompt_block, prompt_filter_results, reply_filter_results
 from server.api.errors import ApiError, Body, from_failure, unavailable
 from server.api.fields import obfuscation
 from server.api.running import Events, GuardedResponse, Result
+from server.keys.types import BlockStyle
 from server.pipeline import Closed, Event, Said
 from server.service import Service
 
@@ -57,6 +59,10 @@ class Renderer(Protocol):
         """The stream events after all choices have closed."""
         ...
 
+    def opening(self, results: list[Result]) -> Iterable[Body]:
+        """The stream events before those of the choices."""
+        ...
+
     def failure(self, error: ApiError) -> Iterable[Body]:
         """The stream events that tell of a failure once the headers are out."""
         ...
@@ -73,17 +79,25 @@ class ChunkRenderer:
 
     end = b"data: [DONE]\n\n"
 
-    def __init__(self, *, include_usage: bool, obfuscates: bool) -> None:
+    def __init__(self, admitted: Admitted, *, include_usage: bool, obfuscates: bool) -> None:
+        self._admitted = admitted
         self._include_usage = include_usage
         self._obfuscates = obfuscates
+        self._is_azure = admitted.block_style is BlockStyle.AZURE
 
     def events(self, index: int, event: Event, result: Result, extension: Body) -> Iterable[Body]:
         for chunk in self.chunks(index, event, result):
+            if self._is_azure and isinstance(event, Closed):
+                chunk["choices"][0] |= reply_filter_results(result)
             if self._include_usage:
                 chunk["usage"] = None
             if self._obfuscates:
                 chunk["obfuscation"] = obfuscation(_text_of(chunk))
             yield {**chunk, **extension}
+
+    def opening(self, results: list[Result]) -> Iterable[Body]:
+        if self._is_azure:
+            yield {**self.chunk([]), **self._of_prompts(results)}
 
     def last(self, results: list[Result], usage: Usage, extension: Body) -> Iterable[Body]:
         # clients trip over chunks without choices, so there is one only for those who asked
@@ -99,7 +113,30 @@ class ChunkRenderer:
     def frame(self, body: Body) -> bytes:
         return b"data: " + orjson.dumps(body) + b"\n\n"
 
+    def whole(self, results: list[Result], usage: Usage, extension: Body) -> Body:
+        body = {
+            **self.shape([self.choice(index, result) for index, result in enumerate(results)]),
+            "usage": usage.openai,
+        }
+        if self._is_azure:
+            body |= self._of_prompts(results)
+            for choice, result in zip(body["choices"], results, strict=True):
+                choice.update(reply_filter_results(result))
+        return {**body, **extension}
+
+    def _of_prompts(self, results: list[Result]) -> Body:
+        return prompt_filter_results(
+            results, [id(choice.request.prompt_ids) for choice in self._admitted.choices]
+        )
+
     def chunks(self, index: int, event: Event, result: Result) -> Iterable[Body]:
+        raise NotImplementedError
+
+    def choice(self, index: int, result: Result) -> Body:
+        """One of a reply that is not streamed."""
+        raise NotImplementedError
+
+    def shape(self, choices: list[Body]) -> Body:
         raise NotImplementedError
 
     def chunk(self, choices: list[Body]) -> Body:
@@ -173,14 +210,15 @@ class Reply(GuardedResponse):
         match stop.reason:
             case StopReason.UNAVAILABLE:
                 raise unavailable(extra=self._extension("unavailable", Phase.PROMPT))
-            case StopReason.BLOCKED:
+            case StopReason.BLOCKED if self._admitted.block_style is not BlockStyle.REFUSAL_200:
                 raise prompt_block(
                     stop.code,
                     said.text if said else None,
                     self._admitted.param,
                     self._extension("block", Phase.PROMPT),
+                    self._admitted.block_style,
                 )
-            case StopReason.REPLACED:
+            case StopReason.BLOCKED | StopReason.REPLACED:
                 return
 
     # --- streaming -------------------------------------------------------------------------------------------------
@@ -200,6 +238,8 @@ class Reply(GuardedResponse):
                 await send({"type": "http.response.body", "body": data, "more_body": more})
 
         try:
+            for body in self._renderer.opening(self._results):
+                await write(self._renderer.frame(body))
             for index, event in early:
                 await self._write_event(index, event, write)
             while not all(result.closed for result in self._results):
@@ -243,18 +283,3 @@ class Reply(GuardedResponse):
         if not self._stream or not all(result.opened for result in self._results):
             headers["x-interlock-action"] = self._action_so_far()
         return headers
-
-
-def prompt_block(code: str, message: str | None, param: str, extra: Mapping[str, Any]) -> ApiError:
-    """A request that was blocked before the model answered."""
-    text = message or "This request was blocked by policy."
-    if code == "misalignment_policy_violation":
-        error = ApiError(403, text, code=code, extra=dict(extra))
-        error.body["error"]["misalignment"] = {
-            "error_type": "other",
-            "detailed_explanation": text,
-            "review_target": None,
-            "steer": {"message": text},
-        }
-        return error
-    return ApiError(400, text, param=param, code="content_filter", extra=dict(extra))

@@ -58,6 +58,9 @@ class ResponsesRenderer:
 
     # --- the stream --------------------------------------------------------------------------------------------------
 
+    def opening(self, results: list[Result]) -> Iterable[Body]:
+        return ()
+
     def events(self, index: int, event: Event, result: Result, extension: Body) -> Iterable[Body]:
         match event:
             case Opened():

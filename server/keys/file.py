@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 from guard.errors import PolicyError, Problem, did_you_mean
 from guard.strict import Strict
 from guard.yaml_source import Source, source_from_text
-from server.keys.types import Key, KeyScope
+from server.keys.types import BlockStyle, Key, KeyScope
 from server.limits.types import Limit, Unit
 from server.scheduling.types import Priority
 
@@ -60,6 +60,7 @@ class TenantSpec(Strict):
         1.0  # its share of the places, beside those of others who wait
     )
     limits: LimitsSpec = LimitsSpec()
+    block_style: Literal["openai", "refusal_200", "azure"] | None = None  # None: the server's
 
 
 class KeySpec(Strict):
@@ -84,6 +85,7 @@ class KeySpec(Strict):
             limits=(*self.limits.limits(f"{owner}:key:{self.id}"), *tenant.limits.limits(f"{owner}:tenant")),
             weight=float(tenant.weight),
             priority=Priority[self.priority.upper()],
+            block_style=BlockStyle(tenant.block_style) if tenant.block_style else None,
         )
 
 

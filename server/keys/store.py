@@ -77,7 +77,8 @@ class KeyStore:
         if key.expires is not None and key.expires <= self._now():
             raise KeyRefusedError("expired")
         standing = Standing(key.tenant, key.weight, key.priority)
-        return Client(key.tenant, key.id, key.scopes, standing, Allowance(self._limits, key.limits))
+        allowance = Allowance(self._limits, key.limits)
+        return Client(key.tenant, key.id, key.scopes, standing, allowance, key.block_style)
 
     async def reload(self) -> None:
         """Put the file on disk in force. Raises PolicyError; then the last good keys stay."""

@@ -17,6 +17,14 @@ class KeyScope(StrEnum):
     ADMIN = "admin"  # the admin port
 
 
+class BlockStyle(StrEnum):
+    """How clients are told of a block."""
+
+    OPENAI = "openai"
+    REFUSAL_200 = "refusal_200"
+    AZURE = "azure"
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One key, as far as the server knows it: never its secret."""
@@ -29,6 +37,7 @@ class Key:
     limits: tuple[Limit, ...] = ()  # its own, and its tenant's
     weight: float = 1.0  # of its tenant
     priority: Priority = Priority.NORMAL
+    block_style: BlockStyle | None = None  # None: the server's
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,7 @@ class Client:
     scopes: frozenset[KeyScope] = frozenset({KeyScope.INFER, KeyScope.ADMIN})
     standing: Standing = field(default_factory=Standing)  # in the line
     allowance: Allowance = field(default_factory=Allowance, compare=False)
+    block_style: BlockStyle | None = None  # None: the server's
 
     @property
     def may_debug(self) -> bool:
