@@ -1,5 +1,6 @@
 """Builds the HTTP applications from a `Service`. The only place that lists the routers."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -36,6 +37,7 @@ def create_app(service: Service, *, expose_metrics: bool = False) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.engine.start()
+        service.metrics.load.watch_tasks(asyncio.get_running_loop())
         try:
             yield
         finally:

@@ -1,14 +1,20 @@
 """Every metric in one file. Labels are closed sets from our own configuration, never anything that a client sent."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 
 from guard.policy import Policy
 from guard.types import Mode, Phase
-from server.engines.base import EngineLoad
 from server.keys.metrics import KeyMetrics
+from server.load_metrics import LoadMetrics
 
 # bucket edges as vLLM's, so that dashboards can put the two side by side
 _TTFT_S = (
@@ -187,12 +193,7 @@ class Metrics:
             "1 if the monitor gives its canaries the scores it was calibrated with, on this engine.",
             "monitor",
         )
-        self.running = gauge("requests_running", "Responses being generated.", "model")
-        self.waiting = gauge("requests_waiting", "Responses waiting in line or for a row.", "model")
-        self.kv_usage = gauge("kv_cache_usage_ratio", "Filled share of the KV cache.")
-        self.step_age = gauge(
-            "engine_step_age_seconds", "Seconds since the present engine step began; 0 between steps."
-        )
+        self.load = LoadMetrics(self.registry, model)
         self.keys = KeyMetrics(self.registry)
         self._create_children()
 
@@ -203,7 +204,7 @@ class Metrics:
         # looked up once: these are observed for every token
         self.token_gap = self.itl.labels(self.model)
         self.deciding = {phase: self.decision_duration.labels(phase) for phase in Phase}
-        for metric in (self.duration, self.queue, self.ttft, self.itl, self.running, self.waiting):
+        for metric in (self.duration, self.queue, self.ttft, self.itl):
             metric.labels(self.model)
         for kind in ("prompt", "completion"):
             self.tokens.labels(self.model, kind)
@@ -242,13 +243,6 @@ class Metrics:
             self.monitor_tokens.labels(name)
             for reason in ("missing", "nan"):
                 self.monitor_skipped.labels(name, reason)
-
-    def watch_load(self, load: Callable[[], EngineLoad], in_line: Callable[[], int] = lambda: 0) -> None:
-        """Read the engine's load at every scrape."""
-        self.running.labels(self.model).set_function(lambda: load().running)
-        self.waiting.labels(self.model).set_function(lambda: load().waiting + in_line())
-        self.kv_usage.set_function(lambda: load().kv_tokens / max(1, load().kv_capacity))
-        self.step_age.set_function(lambda: load().step_age_s)
 
     def watch_audit(self, log: DecisionLog) -> None:
         """Read the decision log's state at every scrape."""

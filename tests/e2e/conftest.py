@@ -140,7 +140,7 @@ def make_service(
     policies = PolicyStore(Sources(policy_path, None, lambda: installed), vectors=tested, targets=names)
     metrics = create_metrics(engine.info.model_id, policies.current)
     line = service_options.setdefault("line", Line())
-    metrics.watch_load(engine.load, lambda: line.waiting)
+    metrics.load.watch(engine.load, line)
     if "audit" not in service_options:
         service_options["audit"] = open_audit(audit_path, metrics)
     return Service(
