@@ -1,10 +1,11 @@
 """Scores of monitors on collected activations, by the very code that scores them in production."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from monitors.bank import Bank
 from monitors.base import Monitor
@@ -12,6 +13,7 @@ from monitors.lab.activations import SHARD, Activations
 from monitors.lab.sections.base import Phase, Statistic
 from monitors.lab.subject import Tokens
 from monitors.tracker import TrackerPlan
+from monitors.types import HookPoint
 
 _MAX_VALUES = 1 << 26  # of all monitors and tokens that are scored at once
 
@@ -31,6 +33,14 @@ class Scorer:
         Tokens out of scope have -inf; a monitor that failed has NaN.
         """
         return self._running(acts, [index])[0]
+
+    @torch.inference_mode()
+    def of_rows(self, tokens: Tokens, rows: Mapping[HookPoint, Tensor]) -> dict[Phase, Floats]:
+        """As `running`, of rows that are at hand: [n_tokens, d_model] by hook point."""
+        buffer = self._bank.begin(len(tokens.ids))
+        for point in self._bank.hook_points:
+            self._bank.read(point, rows[point], buffer)
+        return self._tracked(tokens, self._bank.end(buffer).numpy())
 
     def maxima(self, acts: Activations, phase: Phase) -> Floats:
         """What `max(prompt.x)` or `max(response.x)` comes to: [n_examples, n_monitors]; -inf where nothing was in scope."""
