@@ -23,7 +23,8 @@ class LoadMetrics:
         ).labels(model)
         self._kv_usage = gauge("kv_cache_usage_ratio", "Filled share of the KV cache.")
         self._step_age = gauge(
-            "engine_step_age_seconds", "Seconds since the present engine step began; 0 between steps."
+            "engine_step_age_seconds",
+            "Seconds that an engine step runs, or that one is due and does not come; 0 while none is due.",
         )
         self._tasks = gauge("event_loop_tasks", "Tasks of the event loop.")
         ProcessCollector(registry=registry)  # process_*: memory, open files, CPU time

@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.fields import REFUSED
-from server.engines.base import EngineBusy, EngineDead, EngineError, RequestRefused
+from server.engines.base import EngineBusy, EngineDead, EngineError, EngineStopped, RequestRefused
 from server.limits.allowance import OverLimit
 from server.limits.types import Unit
 from server.pipeline import LeakPreventedError
@@ -179,6 +179,8 @@ def from_failure(error: BaseException) -> ApiError:
             return too_slow()
         case EngineBusy():
             return overloaded()
+        case EngineStopped():
+            return draining()
         case EngineDead():
             return unavailable("The model is not running.")
         case EngineError():

@@ -128,7 +128,7 @@ class EngineLoad:
     waiting: int
     kv_tokens: int  # positions held by running requests
     kv_capacity: int
-    step_age_s: float  # seconds since the present step began; 0 between steps
+    step_age_s: float  # seconds that a step runs, or that one is due and does not come; 0 while none is due
 
 
 class Engine(Protocol):
@@ -195,3 +195,7 @@ class EngineBusy(EngineError):  # noqa: N818
 
 class EngineDead(EngineError):  # noqa: N818
     """The engine runs no more steps; the server is not ready."""
+
+
+class EngineStopped(EngineDead):
+    """The engine was told to end, as the server does."""

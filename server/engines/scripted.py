@@ -15,11 +15,11 @@ from monitors.base import Calibration, Monitor, Threshold, Transform
 from monitors.norms import NormSummary
 from monitors.types import HookPoint
 from server.engines.base import (
-    EngineDead,
     EngineError,
     EngineInfo,
     EngineLoad,
     EngineRequest,
+    EngineStopped,
     FinishReason,
     RequestRefused,
     SteerCommand,
@@ -172,7 +172,7 @@ class ScriptedEngine:
 
     def _check(self, request: EngineRequest, script: Script, index: int) -> None:
         if self._stopped:
-            raise EngineDead("the engine was stopped")
+            raise EngineStopped("the engine was stopped")
         if request.request_id in self._aborted:
             raise EngineError("aborted")
         if script.fail_at == index:

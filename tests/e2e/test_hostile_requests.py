@@ -90,7 +90,7 @@ def test_while_the_server_drains_nothing_new_begins_and_streams_end_properly(ser
     refused = live.http.post(CHAT, json={"model": live.model, "messages": [{"role": "user", "content": "x"}]})
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
     live.service.engine._stopped = True
-    with pytest.raises(Exception, match="not running"):
+    with pytest.raises(Exception, match="shutting down"):
         list(stream)
 
 

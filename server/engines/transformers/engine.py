@@ -22,6 +22,7 @@ from server.engines.base import (
     EngineInfo,
     EngineLoad,
     EngineRequest,
+    EngineStopped,
     RequestRefused,
     SteerCommand,
     StepOutput,
@@ -60,6 +61,7 @@ class _Run:
     waiter: asyncio.Future[None] | None = None
     admitted: bool = False  # it has a row (or is being given one)
     ready: bool = False  # the consumer has asked for the next output
+    asked: float = 0.0  # when it did so
     over: bool = False  # ended, failed or abandoned
 
 
@@ -103,6 +105,7 @@ class TransformersEngine:
         self._loop_task: asyncio.Task[None] | None = None
         self._dead: str | None = None
         self._step_started: float | None = None
+        self._step_ended = 0.0  # the last one
 
     # --- the Engine protocol ---------------------------------------------------------------------------------------
 
@@ -121,9 +124,10 @@ class TransformersEngine:
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.wait([self._loop_task])  # if it had failed, that was logged when it happened
-        self._fail_all(EngineDead("the engine was stopped"))
-        self._installed.cancel(EngineDead("the engine was stopped"))
-        self._thread.shutdown(wait=True)
+        stopped = EngineStopped("the engine was stopped")
+        self._fail_all(stopped)
+        self._installed.cancel(stopped)
+        await asyncio.to_thread(self._thread.shutdown)  # a step that runs must end; consumers hear at once
         self._runtime.close()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[StepOutput, None]:
@@ -163,14 +167,21 @@ class TransformersEngine:
         return self._runtime.row_norms()
 
     def load(self) -> EngineLoad:
-        started = self._step_started
         return EngineLoad(
             running=len(self._stepper.rows),
             waiting=len(self._waiting),
             kv_tokens=self._stepper.rows.kv_tokens,
             kv_capacity=self._settings.max_batch * self.info.max_context,
-            step_age_s=0.0 if started is None else time.monotonic() - started,
+            step_age_s=self._step_age_s(),
         )
+
+    def _step_age_s(self) -> float:
+        due = [run.asked for run in self._running.values() if run.ready and run.admitted]
+        if self._waiting and self._stepper.rows.can_admit(self._ready()):
+            due.append(self._waiting[0].asked)
+        if self._step_started is not None:  # whoever asked for it may be gone
+            due.append(self._step_started)
+        return time.monotonic() - max(self._step_ended, min(due)) if due else 0.0
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
@@ -188,7 +199,7 @@ class TransformersEngine:
                     continue
                 self._step_started = time.monotonic()
                 results = await loop.run_in_executor(self._thread, self._stepper.step, ready)
-                self._step_started = None
+                self._step_started, self._step_ended = None, time.monotonic()
                 self._publish(results)
                 await self._let_consumers_decide()
         except asyncio.CancelledError:
@@ -268,7 +279,7 @@ class TransformersEngine:
         )
 
     async def _next(self, run: _Run) -> StepOutput:
-        run.ready = True
+        run.ready, run.asked = True, time.monotonic()
         self._wake.set()
         while not run.outbox:
             run.waiter = asyncio.get_running_loop().create_future()
