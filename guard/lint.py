@@ -179,6 +179,9 @@ def rule_warnings(rule: Rule, tested: frozenset[str]) -> Iterator[tuple[str, str
         )
     if rule.mode is Mode.OFF and rule.severity == "critical":
         yield "mode", "critical-off", f"rule '{rule.id}' is critical and switched off", "use `mode: shadow`"
+    if rule.match.metadata and rule.mode is Mode.ENFORCE and rule.action.severity >= Severity.STEER:
+        message = f"rule '{rule.id}' holds for requests with certain metadata, which is the client's own: it can leave it out"
+        yield "match", "client-chosen", message, "narrow the rule by tenants, which follow from the key"
     refusing = rule.action if isinstance(rule.action, Refusing) else None
     if (
         refusing

@@ -1,17 +1,8 @@
 """Whether a request may come in, and when: the server takes requests, its key's limits hold, and its turn has come."""
 
-from server.api.errors import (
-    ApiError,
-    client_gone,
-    draining,
-    limits_unavailable,
-    overloaded,
-    rate_limited,
-    unavailable,
-)
+from server.api.errors import ApiError, client_gone, draining, overloaded, unavailable
 from server.keys.types import Client
-from server.limits.allowance import OverLimitError
-from server.limits.types import LimitsUnavailableError
+from server.limits.gate import refusals_as_answers
 from server.prompts import check_model
 from server.scheduling.turn import Turn
 from server.scheduling.types import ClientGoneError, TurnedAwayError
@@ -75,10 +66,5 @@ class Entrance:
 
     async def reserve(self, num_prompt: int, num_response: int) -> None:
         """Take tokens from the client's limits. Raises ApiError."""
-        try:
+        with refusals_as_answers(self._service.metrics):
             await self._client.allowance.take_tokens(num_prompt, num_response)
-        except OverLimitError as error:
-            self._service.metrics.shed.labels("rate_limit").inc()
-            raise rate_limited(error.why) from error
-        except LimitsUnavailableError as error:
-            raise limits_unavailable() from error

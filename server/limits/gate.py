@@ -1,5 +1,8 @@
 """Counts each request against the limits of who sends it, before its body is read; shows in headers what is left."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -11,6 +14,18 @@ from server.metrics import Metrics
 
 _log = structlog.get_logger()
 _FREE = frozenset({"GET", "HEAD", "OPTIONS"})  # they ask for nothing that costs
+
+
+@contextmanager
+def refusals_as_answers(metrics: Metrics) -> Iterator[None]:
+    """What limits refuse is counted, and raised as the ApiError that the client gets."""
+    try:
+        yield
+    except OverLimitError as error:
+        metrics.shed.labels("rate_limit").inc()
+        raise rate_limited(error.why) from error
+    except LimitsUnavailableError as error:
+        raise limits_unavailable() from error
 
 
 class LimitGate:
@@ -32,14 +47,13 @@ class LimitGate:
                 shown = [(name.encode(), value.encode()) for name, value in allowance.headers.items()]
                 message["headers"] = [*message.get("headers", []), *shown]
             elif not message.get("more_body", False):
-                await self._settle(
-                    client
-                )  # before the client hears the end, so that its next request meets it
+                await self._settle(client)  # before the client hears the end: its next request meets it
             await send(message)
 
         try:
             if scope["method"] not in _FREE:
-                await self._count(client)
+                with refusals_as_answers(self._metrics):
+                    await allowance.take_request()
         except ApiError as error:
             await error.response(scope["path"])(scope, receive, send_with_limits)
             return
@@ -47,16 +61,6 @@ class LimitGate:
             await self._app(scope, receive, send_with_limits)
         finally:
             await self._settle(client)  # of what was cut off
-
-    async def _count(self, client: Client) -> None:
-        """Raises ApiError."""
-        try:
-            await client.allowance.take_request()
-        except OverLimitError as error:
-            self._metrics.shed.labels("rate_limit").inc()
-            raise rate_limited(error.why) from error
-        except LimitsUnavailableError as error:
-            raise limits_unavailable() from error
 
     async def _settle(self, client: Client) -> None:
         try:

@@ -178,6 +178,7 @@ def test_mistakes_of_form_do_not_hide_those_in_conditions(file):
         (HEAD, "1:1", "no-rules"),
         (rule(more="match: {endpoints: [chatt]}"), "8:25", "odd-glob"),
         (rule(more='match: {tenants: ["^acme.*$"]}'), "8:23", "odd-glob"),
+        (rule(more="match: {metadata: {app: [kids]}}"), "8:12", "client-chosen"),
         (case() + "  - name: t\n    expect: {action: allow}\n", "13:11", "duplicate-test"),
     ],
 )
