@@ -81,6 +81,7 @@ def _decide(policy: Policy, recorded: Recorded, *, without: Collection[str]) -> 
         num_prompt=recorded.num_tokens[Phase.PROMPT],
         num_response=recorded.num_tokens[Phase.RESPONSE],
         prompt_complete=recorded.prompt_complete,
+        lost=recorded.lost,
     )
 
 

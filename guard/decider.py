@@ -200,7 +200,7 @@ class Decider:
         token = self._judged - 1
         result = _Step()
         if bad:
-            self._fail(Phase.PROMPT, bad, result)
+            self._fail(Phase.PROMPT, bad, step.lost, result)
             # A prompt is judged as a whole: a rule that could not see all of it is not judged on the rest.
             blind = {(Phase.PROMPT, b.monitor) for b in bad}
             self._watches = [watch for watch in self._watches if not watch.rule.reads & blind]
@@ -225,7 +225,7 @@ class Decider:
             return Decision(Phase.RESPONSE, token, self._release())
         result = _Step()
         if bad:
-            self._fail(Phase.RESPONSE, bad, result)
+            self._fail(Phase.RESPONSE, bad, step.lost, result)
             blind = {(Phase.RESPONSE, b.monitor) for b in bad}
             true = [watch for watch in true if not watch.rule.reads & blind]
         self._settle(true, Phase.RESPONSE, token, result)
@@ -277,7 +277,7 @@ class Decider:
             self.outcome.phase, self.outcome.token = phase, token
         return match
 
-    def _fail(self, phase: Phase, bad: list[_Bad], result: _Step) -> None:
+    def _fail(self, phase: Phase, bad: list[_Bad], lost: Mapping[str, str], result: _Step) -> None:
         """Record a failure of each rule that needed a bad score, once per rule."""
         bad = sorted(bad)
         for watch in self._watches:
@@ -291,7 +291,8 @@ class Decider:
                 continue
             watch.failed = True
             mode = Mode.ENFORCE if watch.enforced else Mode.SHADOW
-            failure = Failure(watch.rule.id, first.monitor, first.reason, mode, on_error, phase, first.token)
+            reason = lost.get(first.monitor, first.reason)
+            failure = Failure(watch.rule.id, first.monitor, reason, mode, on_error, phase, first.token)
             result.failures.append(failure)
             self.outcome.failures.append(failure)
 

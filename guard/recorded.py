@@ -32,6 +32,8 @@ MAX_TOKENS = (
     1 << 24
 )  # of a phase: no model has more, and a damaged count must not keep a replay busy for ever
 
+_SEEN_IN_SERIES = {"missing", "nan"}
+
 
 class UnjudgedError(GuardError):
     """A record cannot be decided again. The message is the reason, in few distinct words, so that it can be counted."""
@@ -59,6 +61,15 @@ class Recorded:
             if (opinion.rule, opinion.to, opinion.phase, opinion.token) == asked:
                 return opinion.advice
         return Advice(Answer.UNKNOWN)
+
+    @property
+    def lost(self) -> Mapping[Phase, Mapping[str, str]]:
+        """Why monitors had no score, where that can't be told from the score that was kept in its place."""
+        found: dict[Phase, dict[str, str]] = {phase: {} for phase in Phase}
+        for failure in self.outcome.failures:
+            if failure.reason not in _SEEN_IN_SERIES:
+                found[failure.phase][failure.monitor] = failure.reason
+        return found
 
     def lacks(self, needed: Collection[tuple[Phase, str]], phase: Phase) -> str:
         """A needed series of a phase that was not recorded; "" if none, or if the phase has no tokens."""

@@ -14,6 +14,9 @@ from guard.policy import Policy
 from guard.types import Advice, Answer, Decision, Escalate, Outcome, Phase, Score, StepScores, Subject
 
 SeriesByMonitor = Mapping[str, Sequence[Score]]
+LostByPhase = Mapping[Phase, Mapping[str, str]]
+"""Why monitors had no finite score, by name (see `StepScores.lost`)."""
+
 Advise = Callable[[Escalate, Phase, int], Advice]
 """What came of asking for a second opinion on a match at a token of a phase."""
 
@@ -35,13 +38,15 @@ def replay(
     num_prompt: int | None = None,
     num_response: int | None = None,
     prompt_complete: bool = True,
+    lost: LostByPhase | None = None,
 ) -> Outcome:
     """Decide a recorded response under a policy: the one of that time, or a candidate.
 
     `num_prompt` and `num_response` are the tokens of each phase; None: as many as the longest series has. A series
     that is shorter is missing from there on; a monitor without a series is missing altogether. Both are failures of
     the rules that read it. A prompt that is not complete was cut off before its rules were decided.
-    Nobody is asked for second opinions: `advise` tells what came of it then.
+    Nobody is asked for second opinions: `advise` tells what came of it then. `lost`: why scores are not there; it changes
+    no decision, only the reason that is told.
     """
     num_tokens = {
         Phase.PROMPT: _longest(prompt_series) if num_prompt is None else num_prompt,
@@ -52,7 +57,15 @@ def replay(
     if not busy:
         return Outcome()
     decider = with_changes(policy, rules=busy).decider(subject, now=now, rollout_bucket=rollout_bucket)
-    prompt = StepScores(Phase.PROMPT, 0, num_tokens[Phase.PROMPT], prompt_series, final=prompt_complete)
+    why = lost or {}
+    prompt = StepScores(
+        Phase.PROMPT,
+        0,
+        num_tokens[Phase.PROMPT],
+        prompt_series,
+        final=prompt_complete,
+        lost=why.get(Phase.PROMPT, {}),
+    )
     _decide(decider, prompt, advise)
     if not prompt_complete:
         return decider.outcome
@@ -64,7 +77,8 @@ def replay(
         if decider.ended or (decider.all_matched and not can_fail):
             break  # nothing that follows changes the outcome
         scores = {name: series[token : token + 1] for name, series in read.items()}
-        _decide(decider, StepScores(Phase.RESPONSE, token, 1, scores), advise)
+        step = StepScores(Phase.RESPONSE, token, 1, scores, lost=why.get(Phase.RESPONSE, {}))
+        _decide(decider, step, advise)
     return decider.outcome
 
 

@@ -83,6 +83,8 @@ class StepScores:
     num_tokens: int
     scores: Mapping[str, Sequence[Score]]  # monitor name -> one running score per token
     final: bool = False  # prompt: this chunk completes it
+    lost: Mapping[str, str] = field(default_factory=dict)
+    """Why a monitor has no finite score: `error`, `timeout` or `shed`. Of others it is `missing` or `nan`."""
 
 
 # --- effects: the closed list of what a decision can ask of the pipeline -------------------------------------------
@@ -167,7 +169,7 @@ class Failure:
 
     rule: str
     monitor: str
-    reason: str  # missing | nan
+    reason: str  # missing | nan | error (it raised) | timeout (it was late) | shed (its breaker is open)
     mode: Mode
     on_error: OnError
     phase: Phase
