@@ -22,6 +22,7 @@ from server.api import (
     responses,
     tokenizing,
 )
+from server.api.described import ERRORS
 from server.api.errors import ApiError, handle_api_error, handle_validation_error
 from server.keys.gate import KeyGate
 from server.keys.types import KeyScope
@@ -82,6 +83,7 @@ def _plain_app(service: Service, lifespan: object, needed: KeyScope) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        responses=ERRORS,
         telemetry={"logs": False},  # FastAPI's default records exception messages, which may hold prompts
     )
     app.state.service = service

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.admission import Admission, Admitted
+from server.api.described import ChatCompletion, whole_or_streamed
 from server.api.errors import Body
 from server.api.logprobs import logprob_entries
 from server.api.reply import ChunkRenderer, Reply
@@ -20,7 +21,7 @@ from server.tool_calls import Piece, ToolCall, ToolCallReader
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", response_class=Response, responses=whole_or_streamed(ChatCompletion))
 async def create(body: ChatRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     moderation = None

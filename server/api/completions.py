@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.admission import Admission, Admitted
+from server.api.described import TextCompletion, whole_or_streamed
 from server.api.errors import Body
 from server.api.reply import ChunkRenderer, Reply
 from server.api.running import Result
@@ -17,7 +18,7 @@ from server.service import Service
 router = APIRouter()
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", response_class=Response, responses=whole_or_streamed(TextCompletion))
 async def create(body: CompletionRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     admitted = await Admission.of(request).completions(body, request.state.request_id)

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
+from server.api.described import NO_BODY, TEXT
 from server.api.errors import Body
 from server.service import Service
 
@@ -15,8 +16,8 @@ metrics_router = APIRouter()
 _STALLED_S = 30.0  # one step takes that long: the model hangs
 
 
-@router.head("/health")
-@router.get("/health")
+@router.head("/health", response_class=Response, responses=NO_BODY)
+@router.get("/health", response_class=Response, responses=NO_BODY)
 async def health(request: Request) -> Response:
     """200 with an empty body, or 503: the engine has ended, hangs in a step, or fails its canaries.
 
@@ -28,8 +29,8 @@ async def health(request: Request) -> Response:
     return Response(status_code=200 if _is_healthy(service) else 503, headers=headers)
 
 
-@router.get("/ping")
-@router.post("/ping")
+@router.get("/ping", response_class=Response, responses=NO_BODY)
+@router.post("/ping", response_class=Response, responses=NO_BODY)
 async def ping(request: Request) -> Response:
     return await health(request)
 
@@ -39,7 +40,7 @@ async def get_version() -> Body:
     return {"version": version("interlock")}
 
 
-@metrics_router.get("/metrics")
+@metrics_router.get("/metrics", response_class=Response, responses=TEXT)
 async def metrics(request: Request) -> Response:
     service: Service = request.app.state.service
     return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from guard.types import Phase, StopReason
 from server.admission import Admission, Admitted, Caller
+from server.api.described import GuardrailAnswer, whole
 from server.api.errors import Body, bad_request, from_failure, unavailable
 from server.api.fields import Text, refused
 from server.api.running import Events, GuardedResponse, Result
@@ -114,7 +115,7 @@ class GuardrailRequest(BaseModel):
         return [(None, told), *alone] if whole else alone
 
 
-@router.post("/beta/litellm_basic_guardrail_api")
+@router.post("/beta/litellm_basic_guardrail_api", response_class=Response, responses=whole(GuardrailAnswer))
 async def check(body: GuardrailRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     conversations = body.conversations()

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.admission import Admission, Admitted
+from server.api.described import ANTHROPIC_ERRORS, Message, whole_or_streamed
 from server.api.errors import ApiError, Body, anthropic_body
 from server.api.messages_schema import CountRequest, MessagesRequest
 from server.api.reply import Reply, Usage, named_event
@@ -15,10 +16,10 @@ from server.pipeline import Closed, Delta, Event, Opened, Said
 from server.prompts import check_model, conversation
 from server.service import Service
 
-router = APIRouter()
+router = APIRouter(responses=ANTHROPIC_ERRORS)
 
 
-@router.post("/v1/messages")
+@router.post("/v1/messages", response_class=Response, responses=whole_or_streamed(Message))
 async def create(body: MessagesRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     service.metrics.unknown_fields.inc(body.num_unknown_fields)

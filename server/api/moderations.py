@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from guard.types import Phase
 from server.admission import Admission, Admitted, Caller
+from server.api.described import Moderations, whole
 from server.api.errors import from_failure, unavailable
 from server.api.fields import EndUser, Metadata, Text, num_unknown
 from server.api.running import Events, GuardedResponse
@@ -51,7 +52,7 @@ class ModerationRequest(BaseModel):
         return texts or ["".join(item.text for item in self.input if isinstance(item, TextPart))]
 
 
-@router.post("/v1/moderations")
+@router.post("/v1/moderations", response_class=Response, responses=whole(Moderations))
 async def create(body: ModerationRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     if body.model is not None:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.admission import Admission, Admitted
+from server.api.described import ResponseObject, whole_or_streamed
 from server.api.errors import ApiError, Body
 from server.api.fields import obfuscation
 from server.api.logprobs import logprob_entries
@@ -19,7 +20,7 @@ from server.service import Service
 router = APIRouter()
 
 
-@router.post("/v1/responses")
+@router.post("/v1/responses", response_class=Response, responses=whole_or_streamed(ResponseObject))
 async def create(body: ResponsesRequest, request: Request) -> Response:
     service: Service = request.app.state.service
     moderation = None

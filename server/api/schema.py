@@ -249,7 +249,10 @@ class ChatRequest(GenerationRequest, WithTools):
         return self
 
 
-def _prompt(value: Any) -> str | list[str] | list[int] | list[list[int]]:
+_Prompt = str | list[str] | list[int] | list[list[int]]
+
+
+def _prompt(value: Any) -> _Prompt:
     """One or more prompts, each a text or token ids. The first item says which; the first wrong one ends the check."""
     if isinstance(value, str):
         return encodable(value)
@@ -288,7 +291,10 @@ class CompletionRequest(GenerationRequest):
     path = "/v1/completions"
     foreign = ("messages", "max_completion_tokens", "top_logprobs", "moderation")
 
-    prompt: Annotated[Text | list[str] | list[int] | list[list[int]], PlainValidator(_prompt)]
+    prompt: Annotated[
+        Text | list[str] | list[int] | list[list[int]],
+        PlainValidator(_prompt, json_schema_input_type=_Prompt),
+    ]
     max_tokens: Annotated[int, Field(ge=0, le=_INT32)] | None = 16  # OpenAI's default
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
