@@ -106,7 +106,7 @@ SeriesText = Annotated[str, BeforeValidator(_number_as_text), AfterValidator(_se
 
 def _budget(duration: str) -> str:
     if durations.seconds(duration) <= 0:
-        raise ValueError("no decision is made in no time; the default is 5ms")
+        raise ValueError("no decision is made in no time; the default is 1s")
     return duration
 
 
@@ -131,7 +131,7 @@ class Log(Strict):
 class Defaults(Strict):
     mode: ModeName = "enforce"
     on_error: OnErrorName = "closed"
-    budget: Annotated[str, AfterValidator(_budget)] = "5ms"
+    budget: Annotated[str, AfterValidator(_budget)] = "1s"
     holdback: Annotated[int, Field(ge=0, le=256)] = 0
     log: Log = Log()
 

@@ -9,6 +9,7 @@ a token is released only after its own activations were scored and every rule wa
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol, assert_never
 
 from guard.decider import Decider
@@ -122,6 +123,7 @@ class Choice:
     decider: Decider
     observer: Observer
     adviser: Adviser = field(default_factory=NoAdviser)
+    budget_s: float = inf  # to score and decide one step
 
 
 async def guarded(engine: Engine, choice: Choice, clock: Callable[[], float]) -> AsyncGenerator[Event, None]:
@@ -129,7 +131,7 @@ async def guarded(engine: Engine, choice: Choice, clock: Callable[[], float]) ->
 
     Closing the generator early aborts the request. Raises what the engine raises; nothing held is released then.
     """
-    held = _Held()
+    held, judge = _Held(), _Judge(choice, clock)
     closed: Closed | None = None
     error: BaseException | None = None
     try:
@@ -138,7 +140,7 @@ async def guarded(engine: Engine, choice: Choice, clock: Callable[[], float]) ->
                 choice.observer.stepped(step)
                 choice.adviser.heard(step.tokens)
                 held.take(step)
-                for decision in await _decide(choice, step, clock):
+                for decision in await judge.decide(step):
                     for event in _apply(decision, engine, choice, held):
                         if isinstance(event, Closed):
                             closed = event
@@ -170,7 +172,7 @@ def _apply(decision: Decision, engine: Engine, choice: Choice, held: "_Held") ->
                     choice.observer.released(len(tokens))
                     yield Delta(tokens)
             case Hold() | Escalate():
-                pass  # nothing leaves; `_decide` asks, and what follows comes as the next decision
+                pass  # nothing leaves; `_Judge` asks, and what follows comes as the next decision
             case Say(text, refusal):
                 yield Said(text, refusal)
             case Steer(_, vector, strength, for_tokens):
@@ -182,24 +184,42 @@ def _apply(decision: Decision, engine: Engine, choice: Choice, held: "_Held") ->
                 assert_never(effect)
 
 
-async def _decide(choice: Choice, step: StepOutput, clock: Callable[[], float]) -> list[Decision]:
-    """The decisions that one step asks for: on its tokens, on what second opinions say of them, and, where the response
-    ends and nothing stops it, on the rest.
+class _Judge:
+    """Scores and decides the steps of one choice, each within its budget."""
 
-    While a second opinion is awaited the engine isn't asked for more, so this choice's row pauses and no other does.
-    """
-    decisions: list[Decision] = []
-    decider = choice.decider
-    if step.num_scored:
-        started = clock()
-        decisions.append(decider.decide(choice.scorer.score(step)))
-        choice.observer.decided(decisions[0], clock() - started)
-        if decider.pending:
-            decisions.append(decider.resolve(await choice.adviser.advise(decisions[0])))
-            choice.observer.resolved(decisions[1])
-    if step.finish is not None and not decider.ended:
-        decisions.append(decider.finish())
-    return decisions
+    def __init__(self, choice: Choice, clock: Callable[[], float]) -> None:
+        self._choice = choice
+        self._clock = clock
+        self._overran = False  # deciding the last step took longer than the budget
+
+    async def decide(self, step: StepOutput) -> list[Decision]:
+        """The decisions that one step asks for: on its tokens, on what second opinions say of them, and, where the
+        response ends and nothing stops it, on the rest.
+
+        While a second opinion is awaited the engine isn't asked for more, so this choice's row pauses and no other does.
+        """
+        decisions: list[Decision] = []
+        decider, choice = self._choice.decider, self._choice
+        if step.num_scored:
+            decisions.append(self._judge(step))
+            if decider.pending:
+                decisions.append(decider.resolve(await choice.adviser.advise(decisions[0])))
+                choice.observer.resolved(decisions[1])
+        if step.finish is not None and not decider.ended:
+            decisions.append(decider.finish())
+        return decisions
+
+    def _judge(self, step: StepOutput) -> Decision:
+        """Late scores are as good as missing. A decision that is late stands, for it was made; the next is not waited for."""
+        choice, started = self._choice, self._clock()
+        scores = choice.scorer.score(step)
+        if self._overran or self._clock() - started > choice.budget_s:
+            scores = choice.scorer.late(step)
+        decision = choice.decider.decide(scores)
+        seconds = self._clock() - started
+        self._overran = seconds > choice.budget_s
+        choice.observer.decided(decision, seconds)
+        return decision
 
 
 class _Held:

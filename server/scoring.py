@@ -1,8 +1,10 @@
 """From an engine's raw values to the scores a decider reads: one choice of one request."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from guard.types import Phase, Score, StepScores
@@ -10,6 +12,8 @@ from monitors.base import Monitor
 from monitors.layout import Picker
 from monitors.tracker import OUT_OF_SCOPE, Tracker, TrackerPlan
 from server.engines.base import StepOutput
+
+_log = structlog.get_logger()
 
 Needed = frozenset[tuple[Phase, str]]
 
@@ -46,14 +50,15 @@ class Scoring:
         """Whether some monitor measures from the first user message."""
         return any(m.transform.relative_bias is not None for m in self._by_name.values())
 
-    def scorer(self, needed: Needed, reference: int | None = None) -> "Scorer":
+    def scorer(self, needed: Needed, reference: int | None = None, *, shed: Collection[str] = ()) -> "Scorer":
         """A scorer of the `needed` series. A monitor that isn't installed gets no score, which is a failure of its rules.
 
         reference: the prompt token that monitors of drift measure from; without one they fail.
+        shed: monitors that are not listened to for now; they fail, too.
         """
         if needed not in self._plans:
             self._plans[needed] = {phase: _PhasePlan(phase, self._needed(needed, phase)) for phase in Phase}
-        phases = {phase: _PhaseScorer(plan, reference) for phase, plan in self._plans[needed].items()}
+        phases = {phase: _PhaseScorer(plan, reference, shed) for phase, plan in self._plans[needed].items()}
         return Scorer(phases, reference)
 
     def _needed(self, needed: Needed, phase: Phase) -> list[Monitor]:
@@ -62,23 +67,44 @@ class Scoring:
 
 
 class _PhaseScorer:
-    """The running scores of one phase."""
+    """The running scores of one phase. A monitor that was lost is NaN from there to the end of the phase."""
 
-    def __init__(self, plan: _PhasePlan, reference: int | None) -> None:
+    def __init__(self, plan: _PhasePlan, reference: int | None, shed: Collection[str]) -> None:
         self._plan = plan
         self._tracker = plan.start(reference)
         self._blocks: list[NDArray[np.float32]] = []  # [n, num_monitors] each
+        self.lost = {name: "shed" for name in plan.names if name in shed}  # monitor -> why
 
     def refer(self, values: NDArray[np.float32], layout: tuple[Monitor, ...]) -> None:
         """The values of the reference token, [1, n]."""
         self._tracker.refer(self._plan.picker.pick(values, layout)[0])
 
-    def push(self, values: NDArray[np.float32], layout: tuple[Monitor, ...]) -> dict[str, Sequence[Score]]:
-        running = self._tracker.push(self._plan.picker.pick(values, layout))
+    def push(self, values: NDArray[np.float32], layout: tuple[Monitor, ...]) -> None:
+        try:
+            running = self._tracker.push(self._plan.picker.pick(values, layout))
+        except Exception as error:  # noqa: BLE001  # whatever a monitor raises, its rules' on_error says what follows
+            _log.error("monitors could not be scored", error=type(error).__name__, monitors=self._plan.names)
+            self._lose("error")
+            running = np.full((len(values), len(self._plan.names)), np.nan)
         # float32 is what the decision log keeps, so decide on just that: a replay then sees the same numbers
-        block = running.astype(np.float32)
-        self._blocks.append(block)
-        return dict(zip(self._plan.names, _as_scores(block), strict=True))
+        self._blocks.append(running.astype(np.float32))
+        self._blank()
+
+    def late(self) -> None:
+        """The scores that were pushed last come too late: nothing that was not heard by then is heard any more."""
+        self._lose("timeout")
+        self._blank()
+
+    def _lose(self, reason: str) -> None:
+        self.lost = {name: self.lost.get(name, reason) for name in self._plan.names}
+
+    def _blank(self) -> None:
+        if self.lost and self._blocks:
+            self._blocks[-1][:, [name in self.lost for name in self._plan.names]] = np.nan
+
+    def newest(self) -> dict[str, Sequence[Score]]:
+        """The scores that were pushed last."""
+        return dict(zip(self._plan.names, _as_scores(self._blocks[-1]), strict=True))
 
     def series(self) -> dict[str, list[Score]]:
         names = self._plan.names
@@ -87,9 +113,10 @@ class _PhaseScorer:
 
     def maxima(self) -> dict[str, float]:
         values = self._tracker.maxima().tolist()
-        return {
+        read = {
             name: value for name, value in zip(self._plan.names, values, strict=True) if value != OUT_OF_SCOPE
         }
+        return read | dict.fromkeys(self.lost, math.nan)
 
 
 class Scorer:
@@ -101,13 +128,22 @@ class Scorer:
 
     def score(self, step: StepOutput) -> StepScores:
         """The scores of one step's tokens. A monitor without a value is absent: the decider calls that a failure."""
-        scores: Mapping[str, Sequence[Score]] = {}
         if step.values is not None:
             place = None if self._reference is None else self._reference - step.start
             if step.phase is Phase.PROMPT and place is not None and 0 <= place < len(step.values):
                 self._phases[Phase.RESPONSE].refer(step.values[place : place + 1], step.monitors)
-            scores = self._phases[step.phase].push(step.values, step.monitors)
-        return StepScores(step.phase, step.start, step.num_scored, scores, step.final)
+            self._phases[step.phase].push(step.values, step.monitors)
+        return self._of(step)
+
+    def late(self, step: StepOutput) -> StepScores:
+        """The same step, whose scores came too late. From it on, all monitors have failed in this phase."""
+        self._phases[step.phase].late()
+        return self._of(step)
+
+    def _of(self, step: StepOutput) -> StepScores:
+        phase = self._phases[step.phase]
+        scores = {} if step.values is None else phase.newest()
+        return StepScores(step.phase, step.start, step.num_scored, scores, step.final, phase.lost)
 
     def series(self) -> dict[Phase, dict[str, list[Score]]]:
         """Every score so far."""

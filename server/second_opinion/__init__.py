@@ -5,7 +5,6 @@ settings.py   what every target is configured with
 openai_judge.py moderation.py webhook.py      the kinds of targets      TARGETS (in config.py)
 config.py     the file of targets
 client.py     the only module that knows the HTTP client
-breaker.py    when a target is left alone
 targets.py    asks one target: deadline, concurrency, breaker
 adviser.py    asks on behalf of one choice of a request
 metrics.py    what is counted

@@ -9,7 +9,7 @@ import anyio
 import structlog
 
 from guard.types import Advice, Answer
-from server.second_opinion.breaker import Breaker, BreakerState
+from server.breaker import Breaker, BreakerState, InARow
 from server.second_opinion.client import HttpClient
 from server.second_opinion.config import Target
 from server.second_opinion.types import AskError, Judgement, Question, Usage
@@ -54,10 +54,8 @@ class SecondOpinions:
         self._stopping = False
 
     def _desk(self, target: Target) -> _Desk:
-        settings = target.settings
-        breaker = Breaker(
-            self._clock, failures=settings.breaker.failures, recovery_s=settings.breaker.recovery_s
-        )
+        settings, limits = target.settings, target.settings.breaker
+        breaker = Breaker(self._clock, InARow(limits.failures), recovery_s=limits.recovery_s)
         return _Desk(target, breaker, asyncio.Semaphore(settings.max_concurrency))
 
     @property

@@ -64,7 +64,7 @@ MISTAKES = {
     "holdback": (HEAD + "defaults: {holdback: 257}\n", "4:22", "value", "allowed: from 0 to 256"),
     "holdback as text": (HEAD + 'defaults: {holdback: "8"}\n', "4:22", "type", "a whole number is needed, not '8'"),
     "budget": (HEAD + "defaults: {budget: 5 ms}\n", "4:20", "value", "with its unit (us, ms or s)"),
-    "no budget": (HEAD + "defaults: {budget: 0ms}\n", "4:20", "value", "the default is 5ms"),
+    "no budget": (HEAD + "defaults: {budget: 0ms}\n", "4:20", "value", "the default is 1s"),
     "share": (HEAD + "defaults: {log: {sample: 10%}}\n", "4:26", "type", "allowed: from 0 to 1"),
     "NaN": (HEAD + "defaults: {log: {sample: .nan}}\n", "4:26", "type", "a finite number is needed"),
     "precedence": (HEAD.replace('"1"', '"1", precedence: .inf'), "3:47", "type", "a whole number is needed"),

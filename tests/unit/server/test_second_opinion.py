@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from guard.errors import PolicyError
 from guard.types import Phase
-from server.second_opinion.breaker import Breaker, BreakerState
+from server.breaker import Breaker, BreakerState, InARow
 from server.second_opinion.config import read_targets
 from server.second_opinion.openai_judge import OpenAIJudge
 from server.second_opinion.types import AskError, Question
@@ -34,7 +34,7 @@ class Clock:
 
 
 def breaker(clock, failures=3):
-    return Breaker(clock, failures=failures, recovery_s=10)
+    return Breaker(clock, InARow(failures), recovery_s=10)
 
 
 def fail(breaker, times=1):

@@ -1,0 +1,64 @@
+"""A breaker per monitor: one that keeps failing is not listened to for a while, so that rules that fail closed refuse at once.
+
+A monitor fails a response if some rule could not judge its score there: it raised, was late, missing or not finite.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from server.breaker import Breaker, BreakerState, InWindow
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerSettings:
+    """It opens at so many failed responses within the window, if at least half of all in it failed."""
+
+    failures: int = 10
+    window_s: float = 60.0
+    recovery_s: float = 30.0  # then one request tries
+
+
+class MonitorBreakers:
+    """Of all monitors of a server, by name."""
+
+    def __init__(self, clock: Callable[[], float], settings: BreakerSettings | None = None) -> None:
+        self._clock = clock
+        self._settings = settings or BreakerSettings()
+        self._breakers: dict[str, Breaker] = {}
+
+    @property
+    def states(self) -> Mapping[str, BreakerState]:
+        """Of the monitors that were read so far."""
+        return {name: breaker.state for name, breaker in self._breakers.items()}
+
+    def admit(self, monitors: Collection[str]) -> frozenset[str]:
+        """Of the monitors that one request reads, those that it must do without."""
+        return frozenset(name for name in monitors if not self._breaker(name).admit())
+
+    def told(self, monitor: str, *, failed: bool) -> None:
+        """What a monitor came to in one response that listened to it."""
+        breaker = self._breaker(monitor)
+        before = breaker.state
+        if failed:
+            breaker.failed()
+        else:
+            breaker.succeeded()
+        if breaker.state is before:
+            return
+        if breaker.state is BreakerState.OPEN:
+            _log.error(
+                "a monitor keeps failing and is left alone", monitor=monitor, for_s=self._settings.recovery_s
+            )
+        else:
+            _log.info("a monitor works again", monitor=monitor)
+
+    def _breaker(self, monitor: str) -> Breaker:
+        if monitor not in self._breakers:
+            s = self._settings
+            tally = InWindow(s.failures, s.window_s)
+            self._breakers[monitor] = Breaker(self._clock, tally, recovery_s=s.recovery_s)
+        return self._breakers[monitor]
