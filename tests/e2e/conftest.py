@@ -28,6 +28,7 @@ from server.scheduling.line import Line
 from server.second_opinion.config import Target
 from server.service import Service
 from server.tokenizer import ByteTokenizer, Tokenizer
+from tests.waiting import until
 
 ALLOW_ONLY = """
 apiVersion: interlock/v1
@@ -76,22 +77,18 @@ class Live:
 
     def records(self) -> list[dict[str, Any]]:
         """The decision log so far, once the queue is written."""
-        for _ in range(100):
-            if self.service.audit.queued == 0:
-                break
-            time.sleep(0.01)
+        until(lambda: self.service.audit.queued == 0)
         time.sleep(0.05)
         return [orjson.loads(line) for line in self.audit_path.read_bytes().splitlines()]
 
     def wait_until_free(self) -> None:
-        """Within two seconds the engine holds nothing."""
-        deadline = time.monotonic() + 2
-        while time.monotonic() < deadline:
+        """The engine comes to hold nothing."""
+
+        def is_free() -> bool:
             load = self.service.engine.load()
-            if (load.running, load.waiting, load.kv_tokens) == (0, 0, 0):
-                return
-            time.sleep(0.01)
-        pytest.fail(f"still held: {load}")
+            return (load.running, load.waiting, load.kv_tokens) == (0, 0, 0)
+
+        until(is_free)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ import random
 import socket
 import ssl
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -25,6 +24,7 @@ from tests.e2e.conftest import ALLOW_ONLY, make_service, scores
 from tests.e2e.test_every_route_is_guarded import POLICY as BLOCKING
 from tests.e2e.test_every_route_is_guarded import RUNS_THE_MODEL, WatchedEngine
 from tests.e2e.test_keys import HELLO, bearer, key
+from tests.waiting import until
 
 CHAT = "/v1/chat/completions"
 
@@ -69,30 +69,23 @@ class Background:
         self._gate.set()
         self._pool.shutdown(wait=True)
 
-    def post(self, until_waiting=None, **body):
+    def post(self, num_waiting=None, **body):
         future = self._pool.submit(post, self._live, **body)
-        if until_waiting is not None:
-            wait_for(lambda: self._live.service.line.waiting == until_waiting)
+        if num_waiting is not None:
+            until(lambda: self._live.service.line.waiting == num_waiting)
         return future
 
     def occupy(self, **body):
         future = self._pool.submit(post, self._live, **body)
-        wait_for(lambda: self._live.service.line.running)
+        until(lambda: self._live.service.line.running)
         return future
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
 
 
 def test_who_comes_too_many_is_refused_at_once_and_told_when_to_come_again(busy, gate):
     live = busy(max_waiting=1)
     with Background(live, gate) as background:
         first = background.occupy()
-        second = background.post(until_waiting=1)
+        second = background.post(num_waiting=1)
         with pytest.raises(openai.InternalServerError) as error:
             live.chat()
         assert (error.value.status_code, error.value.code) == (503, "overloaded")
@@ -140,11 +133,11 @@ def test_a_flood_of_one_tenant_does_not_hold_up_another(busy, gate, tmp_path):
     flood = [threading.Thread(target=ask, args=("acme",)) for _ in range(20)]
     for thread in flood:
         thread.start()
-    wait_for(lambda: live.service.line.waiting == 19)
+    until(lambda: live.service.line.waiting == 19)
     small = [threading.Thread(target=ask, args=("clinic",)) for _ in range(3)]
     for thread in small:
         thread.start()
-    wait_for(lambda: live.service.line.waiting == 22)
+    until(lambda: live.service.line.waiting == 22)
     gate.set()
     for thread in [*flood, *small]:
         thread.join()
@@ -170,8 +163,8 @@ def test_a_client_that_leaves_while_it_waits_is_forgotten(busy, gate):
         url = httpx.URL(live.url)
         with socket.create_connection((url.host, url.port)) as client:
             client.sendall(head.encode() + body)
-            wait_for(lambda: live.service.line.waiting == 1)
-        wait_for(lambda: live.metric("interlock_client_disconnects_total"))
+            until(lambda: live.service.line.waiting == 1)
+        until(lambda: live.metric("interlock_client_disconnects_total"))
         assert live.service.line.waiting == 0
         assert live.service.line.running == 1
     assert live.metric("interlock_client_disconnects_total") == 1
@@ -182,7 +175,7 @@ def test_what_is_reloaded_while_a_request_waits_decides_it(busy, gate):
     live = busy()
     with Background(live, gate) as background:
         before = background.occupy()
-        after = background.post(until_waiting=1)
+        after = background.post(num_waiting=1)
         live.service.policies._sources.policy.write_text(ALLOW_ONLY.replace('version: "1"', 'version: "2"'))
         live.reload()
         gate.set()
@@ -195,7 +188,7 @@ def test_choices_are_counted_and_a_request_is_let_in_whole(busy, gate):
     with Background(live, gate) as background:
         background.occupy(n=4)
         assert live.service.line.running == 4
-        waits = background.post(until_waiting=3, n=3)
+        waits = background.post(num_waiting=3, n=3)
         gate.set()
         assert len(waits.result().json()["choices"]) == 3
     assert live.service.line.running == 0
@@ -249,7 +242,7 @@ def test_the_deadline_runs_while_a_request_waits(busy, gate):
     live = busy(request_timeout_s=3.0, step_s=0.2)  # two seconds in all: one's own would be enough
     with Background(live, gate) as background:
         first = background.occupy()
-        second = background.post(until_waiting=1)
+        second = background.post(num_waiting=1)
         assert first.result().status_code == 504
         gate.set()
         assert second.result().status_code == 504
@@ -271,7 +264,7 @@ def test_a_line_that_is_closed_for_the_drain_turns_away_who_waits(busy, gate):
     live = busy()
     with Background(live, gate) as background:
         first = background.occupy()
-        second = background.post(until_waiting=1)
+        second = background.post(num_waiting=1)
         live.loop.call_soon_threadsafe(live.service.line.close)
         refused = second.result()
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
@@ -299,7 +292,7 @@ def test_a_storm_of_clients_that_leave_at_any_moment_leaves_nothing_behind(busy,
         ]
         answers = [future.result() for future in asked]
     assert {200, None} <= set(answers) <= {200, 503, None}
-    wait_for(lambda: (live.service.line.running, live.service.line.waiting) == (0, 0))
+    until(lambda: (live.service.line.running, live.service.line.waiting) == (0, 0))
     live.wait_until_free()
     assert live.service.line._tenants == {}
     assert post(live).status_code == 200

@@ -4,7 +4,6 @@ import errno
 import hmac
 import os
 import threading
-import time
 
 import httpx
 import openai
@@ -20,6 +19,7 @@ from server.auditing.writer import AuditLog, LogSettings
 from server.cli import app
 from server.engines.scripted import Script
 from tests.e2e.conftest import scores
+from tests.waiting import until
 
 KEY = b"0123456789abcdef0123456789abcdef"
 BLOCK = """
@@ -134,13 +134,6 @@ class Disk:
         if self.failing:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return os.write(fd, data)
-
-
-def until(condition):
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 def start_on(serve, disk, tmp_path, **settings):

@@ -15,13 +15,7 @@ import pytest
 from server.auditing.verify import verify
 from server.auditing.writer import AuditLog, LogSettings
 from tests.unit.server.auditing.logs import record
-
-
-def until(condition, seconds=5):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.005)
+from tests.waiting import until
 
 
 class Disk:
@@ -184,6 +178,7 @@ from pathlib import Path
 from server.auditing.files import Rotation
 from server.auditing.writer import AuditLog, LogSettings
 from tests.unit.server.auditing.logs import record
+from tests.waiting import until
 
 log = AuditLog(Path(sys.argv[1]), LogSettings(fsync_s=60, rotation=Rotation(max_bytes=200_000)))
 print("ready", flush=True)
