@@ -3,7 +3,7 @@
 Every rule advances at every token, whatever other rules did; the most severe enforced match wins.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -132,6 +132,15 @@ class Decider:
     def pending(self) -> bool:
         """The last decision asks for second opinions, and `resolve` must be told of them next."""
         return self._pending is not None
+
+    def fails_without(self, monitors: Collection[str]) -> bool:
+        """Whether it could only refuse if it had no scores of these monitors: a rule that fails closed reads one."""
+        return any(
+            watch.enforced
+            and watch.rule.on_error is OnError.CLOSED
+            and any(name in monitors for _, name in watch.rule.reads)
+            for watch in self._watches
+        )
 
     @property
     def all_matched(self) -> bool:

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 
 from anyio import to_thread
@@ -202,6 +203,7 @@ class Admission:
             metadata=dict(caller.metadata),
             turn=turn,
         )
+        shed = service.breakers.admit(_monitors(in_force.policy, subject, now))
         advised = {id(job.prompt): PromptAdvice(job.messages) for job in jobs}
         choices = tuple(
             self._choice(
@@ -213,6 +215,7 @@ class Admission:
                 caller=caller,
                 text=job.text,
                 advised=advised[id(job.prompt)],
+                shed=shed,
             )
             for index, job in enumerate(jobs)
         )
@@ -241,15 +244,17 @@ class Admission:
         caller: Caller,
         text: Callable[[], PromptText],
         advised: PromptAdvice,
+        shed: frozenset[str],
     ) -> Choice:
         service = self._service
         now = service.now()  # the time that is recorded is the time that was decided by: a replay needs it
         policy = in_force.policy
         decider = policy.decider(subject, now=now)
+        self._entrance.check_monitors(decider, shed)
         needed = decider.monitors
         if caller.all_scores:
             needed |= {(phase, name) for phase in Phase for name in in_force.scoring.names}
-        scorer = in_force.scoring.scorer(needed, reference)
+        scorer = in_force.scoring.scorer(needed, reference, shed=shed)
         observer = ChoiceObserver(
             service,
             policy,
@@ -264,6 +269,7 @@ class Admission:
             allowance=self._client.allowance,
             content=None if service.audit is None else service.content.capture(policy, text),
             subject_hmac=service.content.subject(caller.end_user),
+            shed=shed,
         )
         adviser: Adviser = NoAdviser()
         if decider.escalates:
@@ -275,7 +281,7 @@ class Admission:
                 policy=str(policy),
                 now=service.now,
             )
-        return Choice(index, request, scorer, decider, observer, adviser)
+        return Choice(index, request, scorer, decider, observer, adviser, policy.budget_s)
 
     def _check_length(self, num_prompt: int, max_tokens: int | None, param: str) -> None:
         limit = self._service.engine.info.max_context
@@ -301,6 +307,11 @@ def _caller(body: GenerationRequest, request_id: str, *, all_scores: bool = Fals
     return Caller(
         body.request_id or request_id, body.metadata or {}, body.end_user, bool(body.stream), all_scores
     )
+
+
+def _monitors(policy: Policy, subject: Subject, now: datetime) -> set[str]:
+    """Those that the rules for a subject read."""
+    return {name for rule in policy.applied(subject, now=now) for _, name in rule.reads}
 
 
 def _turn(messages: Sequence[Message]) -> int:

@@ -19,6 +19,7 @@ from monitors.selfcheck import check_hooks
 from server.auditing.content import ContentRules, read_key
 from server.auditing.files import Rotation
 from server.auditing.writer import AuditLog, LogSettings
+from server.breaker import BreakerState
 from server.canary import CanaryWatch
 from server.config import ServerConfig
 from server.drift import DriftCollector, DriftWatch
@@ -33,6 +34,7 @@ from server.limits.shared import SharedStore
 from server.limits.types import LimitStore
 from server.memory import KvPlan, Wanted, budget, choose, kv_bytes_per_token
 from server.metrics import Metrics
+from server.monitor_breakers import BreakerSettings, MonitorBreakers
 from server.policy_store import PolicyStore, Sources
 from server.scheduling.line import Line
 from server.second_opinion.config import Target, read_targets
@@ -120,6 +122,8 @@ def assemble(config: ServerConfig) -> Service:
         line=line,
         kv_plan=plan,
         request_timeout_s=config.request_timeout_s,
+        breakers=monitor_breakers(metrics, breaker_settings(config)),
+        stream_stalled_s=config.stream_stalled_s,
         max_body_bytes=config.max_body_bytes,
         max_prompt_tokens=config.max_prompt_tokens,
     )
@@ -190,6 +194,21 @@ def second_opinions(targets: Sequence[Target], metrics: Metrics) -> SecondOpinio
 
 
 def content_rules(config: ServerConfig) -> ContentRules:
+def monitor_breakers(metrics: Metrics, settings: BreakerSettings | None = None) -> MonitorBreakers:
+    def show(monitor: str, state: BreakerState) -> None:
+        metrics.monitor_breaker.labels(monitor).set(state)
+
+    return MonitorBreakers(settings, on_change=show)
+
+
+def breaker_settings(config: ServerConfig) -> BreakerSettings:
+    return BreakerSettings(
+        failures=config.monitor_breaker_failures,
+        window_s=config.monitor_breaker_window_s,
+        recovery_s=config.monitor_breaker_recovery_s,
+    )
+
+
     """Raises AuditError for a key that can't be read."""
     if config.audit is None:
         return ContentRules()
@@ -214,18 +233,18 @@ def open_audit(path: Path | None, metrics: Metrics, settings: LogSettings | None
         return None
 
     def dropped(record: JsonObject) -> None:
-        metrics.audit_dropped.inc()
+        metrics.audit.dropped.inc()
         if record["action"] != "allow":
             metrics.failures.labels("audit", "open").inc()
 
     log = AuditLog(
         path,
         settings,
-        on_written=metrics.audit_records.inc,
+        on_written=metrics.audit.records.inc,
         on_dropped=dropped,
-        on_error=metrics.audit_errors.inc,
+        on_error=metrics.audit.errors.inc,
     )
-    metrics.watch_audit(log)
+    metrics.audit.watch(log)
     return log
 
 

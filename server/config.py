@@ -103,7 +103,21 @@ class ServerConfig(BaseSettings):
     reload_poll_s: Annotated[float, Field(ge=0)] = (
         2.0  # how often the files of policy and keys are looked at; 0: never
     )
-    drain_timeout_s: Annotated[float, Field(ge=0)] = 30.0  # after SIGTERM, before what still runs is ended
+    drain_delay_s: Annotated[float, Field(ge=0)] = (
+        5.0  # after SIGTERM, not ready but serving, until it is noticed
+    )
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 30.0  # from then on, before what still runs is ended
+    monitor_breaker_failures: Annotated[int, Field(ge=1)] = (
+        10  # responses in which a monitor failed, and it is left alone
+    )
+    monitor_breaker_window_s: Annotated[float, Field(gt=0)] = 60.0  # within which they count
+    monitor_breaker_recovery_s: Annotated[float, Field(gt=0)] = 30.0  # then one request tries it again
+    stream_stalled_s: Annotated[float, Field(gt=0)] = (
+        30.0  # a client that takes nothing for so long is given up
+    )
+    step_timeout_s: Annotated[float, Field(gt=0)] = (
+        30.0  # a forward pass that takes longer has hung: its requests fail
+    )
     canary: OnFailure = (
         "closed"  # a monitor fails its canaries: closed refuses requests, open serves and counts
     )

@@ -1,5 +1,6 @@
 """Whether a request may come in, and when: the server takes requests, its key's limits hold, and its turn has come."""
 
+from guard.decider import Decider
 from server.api.errors import ApiError, client_gone, draining, overloaded, unavailable
 from server.keys.types import Client
 from server.limits.gate import refusals_as_answers
@@ -62,6 +63,13 @@ class Entrance:
         metrics = self._service.metrics
         metrics.shed.labels(error.reason).inc()
         metrics.requests.labels(metrics.model, endpoint, "shed").inc()
+    def check_monitors(self, decider: Decider, shed: frozenset[str]) -> None:
+        """Before anything runs: refuse where a monitor whose breaker is open is one that `decider` can't do without. Raises ApiError."""
+        if decider.fails_without(shed):
+            self._service.metrics.shed.labels("breaker").inc()
+            self._service.metrics.failures.labels("monitor", "closed").inc()
+            raise unavailable()
+
         return draining() if error.reason == "draining" else overloaded(error.retry_after_s)
 
     async def reserve(self, num_prompt: int, num_response: int) -> None:

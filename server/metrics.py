@@ -1,7 +1,6 @@
 """Every metric in one file. Labels are closed sets from our own configuration, never anything that a client sent."""
 
 from collections.abc import Iterable
-from typing import Protocol
 
 from prometheus_client import (
     CollectorRegistry,
@@ -13,6 +12,7 @@ from prometheus_client import (
 
 from guard.policy import Policy
 from guard.types import Mode, Phase
+from server.auditing.metrics import AuditMetrics
 from server.keys.metrics import KeyMetrics
 from server.load_metrics import LoadMetrics
 
@@ -47,19 +47,6 @@ _TOKENS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
 ENDPOINTS = ("chat", "completions", "responses", "messages", "moderations")
 OUTCOMES = ("allowed", "annotated", "steered", "replaced", "blocked", "cancelled", "error", "shed")
-
-
-class DecisionLog(Protocol):
-    """What is shown of the decision log."""
-
-    @property
-    def queued(self) -> int: ...
-
-    @property
-    def last_write_age_s(self) -> float: ...
-
-    @property
-    def trouble(self) -> str | None: ...
 
 
 class Metrics:
@@ -122,6 +109,11 @@ class Metrics:
         )
         self.rule_matches = counter(
             "rule_matches_total", "Rules that matched, once per choice.", "rule", "action", "mode"
+        self.monitor_breaker = gauge(
+            "monitor_breaker_state",
+            "0: closed, the monitor is listened to; 1: half open, one request tries; 2: open, it is left alone.",
+            "monitor",
+        )
         )
         self.rule_overrides = gauge(
             "rule_overrides",
@@ -137,7 +129,7 @@ class Metrics:
         )
         self.over_budget = counter(
             "decisions_over_budget_total",
-            "Steps whose decision took longer than the policy's budget. Counted, not acted on.",
+            "Steps whose decision took longer than the policy's budget: its rules' `on_error` said what followed.",
         )
         self.block_delivered = histogram(
             "block_delivered_tokens", "Tokens the client already had when a response was blocked.", _TOKENS
@@ -175,19 +167,7 @@ class Metrics:
         self.policy_reload_ok = gauge(
             "policy_last_reload_successful", "1 if the policy on disk is the one in force."
         )
-        self.audit_records = counter("audit_records_total", "Decision records written.")
-        self.audit_dropped = counter(
-            "audit_dropped_total", "Decision records lost because the queue was full or the disk failed."
-        )
-        self.audit_errors = counter(
-            "audit_write_errors_total", "Attempts to write the decision log that the disk refused."
-        )
-        self.audit_queue = gauge("audit_queue_length", "Decision records that are not written yet.")
-        self.audit_age = gauge(
-            "audit_last_write_age_seconds",
-            "Seconds since a decision record was written; meaningful while records are queued.",
-        )
-        self.audit_writable = gauge("audit_writable", "1 if decision records can be written.")
+        self.audit = AuditMetrics(self.registry)
         self.canary_ok = gauge(
             "monitor_canary_ok",
             "1 if the monitor gives its canaries the scores it was calibrated with, on this engine.",
@@ -225,6 +205,7 @@ class Metrics:
         ):
             self.shed.labels(reason)
 
+            "breaker",
     def show_policy(self, policy: Policy) -> None:
         """Name the policy in force, and create the series of its rules and monitors, so that a silent one shows as 0."""
         self.policy_info.clear()
@@ -241,11 +222,6 @@ class Metrics:
                 self.rule_overrides.labels(rule.id, gate).set(1)
         for name in sorted({name for _, name in policy.monitors}):
             self.monitor_tokens.labels(name)
-            for reason in ("missing", "nan"):
+            self.monitor_breaker.labels(name)
+            for reason in ("missing", "nan", "error", "timeout", "shed"):
                 self.monitor_skipped.labels(name, reason)
-
-    def watch_audit(self, log: DecisionLog) -> None:
-        """Read the decision log's state at every scrape."""
-        self.audit_queue.set_function(lambda: log.queued)
-        self.audit_age.set_function(lambda: log.last_write_age_s)
-        self.audit_writable.set_function(lambda: log.trouble is None)

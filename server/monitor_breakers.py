@@ -3,8 +3,9 @@
 A monitor fails a response if some rule could not judge its score there: it raised, was late, missing or not finite.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from time import monotonic
 
 import structlog
 
@@ -25,19 +26,28 @@ class BreakerSettings:
 class MonitorBreakers:
     """Of all monitors of a server, by name."""
 
-    def __init__(self, clock: Callable[[], float], settings: BreakerSettings | None = None) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        settings: BreakerSettings | None = None,
+        *,
+        clock: Callable[[], float] = monotonic,
+        on_change: Callable[[str, BreakerState], None] = lambda *_: None,
+    ) -> None:
         self._settings = settings or BreakerSettings()
+        self._clock = clock
+        self._on_change = on_change
         self._breakers: dict[str, Breaker] = {}
-
-    @property
-    def states(self) -> Mapping[str, BreakerState]:
-        """Of the monitors that were read so far."""
-        return {name: breaker.state for name, breaker in self._breakers.items()}
 
     def admit(self, monitors: Collection[str]) -> frozenset[str]:
         """Of the monitors that one request reads, those that it must do without."""
-        return frozenset(name for name in monitors if not self._breaker(name).admit())
+        return frozenset(name for name in monitors if not self._admit(name))
+
+    def _admit(self, monitor: str) -> bool:
+        breaker = self._breaker(monitor)
+        before, admitted = breaker.state, breaker.admit()
+        if breaker.state is not before:
+            self._on_change(monitor, breaker.state)
+        return admitted
 
     def told(self, monitor: str, *, failed: bool) -> None:
         """What a monitor came to in one response that listened to it."""
@@ -49,6 +59,7 @@ class MonitorBreakers:
             breaker.succeeded()
         if breaker.state is before:
             return
+        self._on_change(monitor, breaker.state)
         if breaker.state is BreakerState.OPEN:
             _log.error(
                 "a monitor keeps failing and is left alone", monitor=monitor, for_s=self._settings.recovery_s

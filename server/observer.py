@@ -1,6 +1,7 @@
 """What is remembered of one choice: its metrics as it goes, and its decision record at the end."""
 
 import asyncio
+import math
 import traceback
 from datetime import datetime
 from pathlib import Path
@@ -54,7 +55,9 @@ class ChoiceObserver:
         allowance: Allowance | None = None,
         content: Capture | None = None,
         subject_hmac: str = "",
+        shed: frozenset[str] = frozenset(),
     ) -> None:
+        """shed: monitors that this choice does without, as their breakers are open."""
         self._service = service
         self._policy = policy
         self._subject = subject
@@ -67,6 +70,7 @@ class ChoiceObserver:
         self._allowance = allowance or Allowance()
         self._content = content
         self._subject_hmac = subject_hmac
+        self._shed = shed
         self._started = service.clock()
         self._admitted_at = admitted_at
         self._last_token: float | None = None
@@ -162,13 +166,27 @@ class ChoiceObserver:
         metrics.decisions.labels(outcome.action.name.lower(), outcome.phase or "none").inc()
         if outcome.action is Severity.BLOCK and outcome.phase is Phase.RESPONSE:
             metrics.block_delivered.observe(self._num_released)
+        self._count_monitors(is_whole=kind not in _CUT_SHORT)
+
+    def _count_monitors(self, *, is_whole: bool) -> None:
+        """What each monitor came to: tokens that it scored, its highest score; and, for its breaker, whether it failed."""
+        metrics = self._service.metrics
         maxima = {phase: self._scorer.maxima(phase) for phase in Phase}
+        failed = {failure.monitor for failure in self._decider.outcome.failures}
+        worked: set[str] = set()
         for phase, name in self._decider.monitors:
+            highest = maxima[phase].get(name)  # None: no token was in its scope
+            if highest is not None and not math.isfinite(highest):
+                failed.add(name)
+                continue
             metrics.monitor_tokens.labels(name).inc(self._num_scored[phase])
-            if self._num_scored[phase] and name in maxima[phase]:
-                metrics.monitor_score.labels(name, phase).observe(maxima[phase][name])
-                if kind not in _CUT_SHORT:
-                    self._service.drift.observe(name, phase, maxima[phase][name])
+            if self._num_scored[phase] and highest is not None:
+                worked.add(name)
+                metrics.monitor_score.labels(name, phase).observe(highest)
+                if is_whole:
+                    self._service.drift.observe(name, phase, highest)
+        for name in (failed | worked) - self._shed:
+            self._service.breakers.told(name, failed=name in failed)
 
     def _log_failure(self, error: Exception) -> None:
         """What failed and where; never its message, which may hold text of the request."""

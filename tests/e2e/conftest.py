@@ -20,7 +20,7 @@ from guard.policy import Policy
 from guard.types import VectorInfo
 from monitors.artifacts import MonitorSet
 from server.app import create_app
-from server.assemble import create_metrics, open_audit, second_opinions
+from server.assemble import create_metrics, monitor_breakers, open_audit, second_opinions
 from server.engines.base import Engine, EngineRequest
 from server.engines.scripted import Script, ScriptedEngine
 from server.policy_store import PolicyStore, Sources
@@ -138,6 +138,7 @@ def make_service(
     metrics = create_metrics(engine.info.model_id, policies.current)
     line = service_options.setdefault("line", Line())
     metrics.load.watch(engine.load, line)
+    service_options["breakers"] = monitor_breakers(metrics, service_options.get("breakers"))
     if "audit" not in service_options:
         service_options["audit"] = open_audit(audit_path, metrics)
     return Service(

@@ -140,7 +140,7 @@ def start_on(serve, disk, tmp_path, **settings):
     path = tmp_path / "log" / "decisions.jsonl"
     log = AuditLog(path, LogSettings(**settings), write=disk.write)
     live = start(serve, audit=log)
-    live.service.metrics.watch_audit(log)
+    live.service.metrics.audit.watch(log)
     live.audit_path = path
     return live
 
