@@ -121,9 +121,9 @@ def assemble(config: ServerConfig) -> Service:
         keys=keys,
         line=line,
         kv_plan=plan,
-        request_timeout_s=config.request_timeout_s,
         breakers=monitor_breakers(metrics, breaker_settings(config)),
         stream_stalled_s=config.stream_stalled_s,
+        request_timeout_s=config.request_timeout_s,
         max_body_bytes=config.max_body_bytes,
         max_prompt_tokens=config.max_prompt_tokens,
     )
@@ -193,7 +193,6 @@ def second_opinions(targets: Sequence[Target], metrics: Metrics) -> SecondOpinio
     return opinions
 
 
-def content_rules(config: ServerConfig) -> ContentRules:
 def monitor_breakers(metrics: Metrics, settings: BreakerSettings | None = None) -> MonitorBreakers:
     def show(monitor: str, state: BreakerState) -> None:
         metrics.monitor_breaker.labels(monitor).set(state)
@@ -209,6 +208,7 @@ def breaker_settings(config: ServerConfig) -> BreakerSettings:
     )
 
 
+def content_rules(config: ServerConfig) -> ContentRules:
     """Raises AuditError for a key that can't be read."""
     if config.audit is None:
         return ContentRules()
