@@ -59,10 +59,6 @@ class Entrance:
         metrics.queue.labels(metrics.model).observe(waited_s)
         self._check_guard()  # it may have waited for long
 
-    def _turned_away(self, endpoint: str, error: TurnedAwayError) -> ApiError:
-        metrics = self._service.metrics
-        metrics.shed.labels(error.reason).inc()
-        metrics.requests.labels(metrics.model, endpoint, "shed").inc()
     def check_monitors(self, decider: Decider, shed: frozenset[str]) -> None:
         """Before anything runs: refuse where a monitor whose breaker is open is one that `decider` can't do without. Raises ApiError."""
         if decider.fails_without(shed):
@@ -70,6 +66,10 @@ class Entrance:
             self._service.metrics.failures.labels("monitor", "closed").inc()
             raise unavailable()
 
+    def _turned_away(self, endpoint: str, error: TurnedAwayError) -> ApiError:
+        metrics = self._service.metrics
+        metrics.shed.labels(error.reason).inc()
+        metrics.requests.labels(metrics.model, endpoint, "shed").inc()
         return draining() if error.reason == "draining" else overloaded(error.retry_after_s)
 
     async def reserve(self, num_prompt: int, num_response: int) -> None:

@@ -107,13 +107,13 @@ class Metrics:
         self.monitor_skipped = counter(
             "monitor_skipped_total", "Choices in which a monitor could not be judged.", "monitor", "reason"
         )
-        self.rule_matches = counter(
-            "rule_matches_total", "Rules that matched, once per choice.", "rule", "action", "mode"
         self.monitor_breaker = gauge(
             "monitor_breaker_state",
             "0: closed, the monitor is listened to; 1: half open, one request tries; 2: open, it is left alone.",
             "monitor",
         )
+        self.rule_matches = counter(
+            "rule_matches_total", "Rules that matched, once per choice.", "rule", "action", "mode"
         )
         self.rule_overrides = gauge(
             "rule_overrides",
@@ -201,11 +201,11 @@ class Metrics:
             "draining",
             "audit_unwritable",
             "canary",
+            "breaker",
             "rate_limit",
         ):
             self.shed.labels(reason)
 
-            "breaker",
     def show_policy(self, policy: Policy) -> None:
         """Name the policy in force, and create the series of its rules and monitors, so that a silent one shows as 0."""
         self.policy_info.clear()

@@ -19,9 +19,9 @@ from server.keys.store import KeyStore
 from server.keys.types import BlockStyle
 from server.memory import KvPlan
 from server.metrics import Metrics
+from server.monitor_breakers import MonitorBreakers
 from server.policy_store import PolicyStore
 from server.scheduling.line import Line
-from server.monitor_breakers import MonitorBreakers
 from server.second_opinion.targets import SecondOpinions
 from server.tokenizer import Tokenizer
 
@@ -53,16 +53,18 @@ class Service:
     started: int = 0  # Unix seconds
     max_body_bytes: int = 8 * 1024 * 1024
     drain: Drain = field(default_factory=Drain)
-    breakers: MonitorBreakers = field(default_factory=MonitorBreakers)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)  # of the engine
+    settings: Mapping[str, JsonValue] = field(default_factory=dict)  # as it was started, without secrets
     drift: DriftWatch = field(default_factory=DriftWatch)
     canary: CanaryWatch | None = None  # None: canaries are not run
+    breakers: MonitorBreakers = field(default_factory=MonitorBreakers)
     line: Line = field(default_factory=Line)  # before the engine
     kv_plan: KvPlan | None = None  # what the KV cache takes at most
     request_timeout_s: float | None = (
         None  # from admission to the end of the reply; None: as long as it takes
-    stream_stalled_s: float = 30.0  # a client that takes nothing for so long is given up
     )
     max_prompt_tokens: int | None = None  # None: the context
+    stream_stalled_s: float = 30.0  # a client that takes nothing for so long is given up
     block_style: BlockStyle = BlockStyle.OPENAI  # of tenants that have none of their own
     keys: KeyStore | None = None  # None: whoever reaches a port may use it
 
