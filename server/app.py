@@ -14,6 +14,7 @@ from server.api import (
     admin,
     chat,
     completions,
+    debug,
     health,
     litellm_guardrail,
     messages,
@@ -70,7 +71,7 @@ def create_app(service: Service, *, expose_metrics: bool = False) -> FastAPI:
 def create_admin_app(service: Service) -> FastAPI:
     """The admin port: what operators and their tools may see."""
     app = _plain_app(service, None, KeyScope.ADMIN)
-    for router in (health.router, health.metrics_router, admin.router):
+    for router in (health.router, health.metrics_router, admin.router, debug.router):
         app.include_router(router)
     return app
 
@@ -96,7 +97,7 @@ def _plain_app(service: Service, lifespan: object, needed: KeyScope) -> FastAPI:
         app.add_middleware(TurnGate, line=service.line, clock=service.clock)
         app.add_middleware(LimitGate, metrics=service.metrics)
     app.add_middleware(KeyGate, keys=service.keys, metrics=service.metrics.keys, needed=needed)
-    app.add_middleware(RequestContext, metrics=service.metrics)
+    app.add_middleware(RequestContext, metrics=service.metrics, drain=service.drain)
     return app
 
 

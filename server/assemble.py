@@ -116,6 +116,7 @@ def assemble(config: ServerConfig) -> Service:
         clock=time.monotonic,
         now=utc_now,
         started=int(utc_now().timestamp()),
+        settings=config.model_dump(mode="json"),
         drift=drift,
         canary=canary,
         keys=keys,

@@ -3,9 +3,9 @@
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from guard.audit import SeriesFormat
@@ -15,6 +15,7 @@ from server.canary import OnFailure
 from server.keys.types import BlockStyle
 from server.limits.shared import OnError
 from server.sizes import parse_size
+from server.tls import TlsFiles
 
 _PREFIX = "INTERLOCK__"
 DEMO = Path(__file__).resolve().parent.parent / "deploy" / "demo"
@@ -42,6 +43,28 @@ class ServerConfig(BaseSettings):
                 raise ValueError(f"unknown environment variable {name}{hint}")
         return given
 
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        for cert, key in (("tls_cert", "tls_key"), ("admin_tls_cert", "admin_tls_key")):
+            if (getattr(self, cert) is None) != (getattr(self, key) is None):
+                raise ValueError(f"{cert} and {key} go together: give both")
+        if self.admin_tls_ca is not None and self.admin_tls is None:
+            raise ValueError(
+                "admin_tls_ca needs a certificate of the port itself: give tls_cert and tls_key, too"
+            )
+        return self
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """Of the serving port. None: it speaks plain HTTP."""
+        return TlsFiles(self.tls_cert, self.tls_key) if self.tls_cert and self.tls_key else None
+
+    @property
+    def admin_tls(self) -> TlsFiles | None:
+        """Of the admin port. None: it speaks plain HTTP."""
+        cert, key = self.admin_tls_cert or self.tls_cert, self.admin_tls_key or self.tls_key
+        return TlsFiles(cert, key, self.admin_tls_ca) if cert and key else None
+
     model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="forbid", frozen=True)
 
     model: str = str(DEMO / "model")  # hub id or folder
@@ -58,6 +81,13 @@ class ServerConfig(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     admin_host: str = "127.0.0.1"
     admin_port: Annotated[int, Field(ge=0, le=65535)] = 9100
+    tls_cert: Path | None = (
+        None  # PEM; with it both ports speak HTTPS, and read their files again when they change
+    )
+    tls_key: Path | None = None  # PEM, not encrypted
+    admin_tls_cert: Path | None = None  # None: the admin port shows that of the other
+    admin_tls_key: Path | None = None
+    admin_tls_ca: Path | None = None  # who connects to the admin port must have a certificate of this CA
     expose_metrics: bool = False  # /metrics on the serving port too
     show_scores: bool = (
         False  # every client may see scores, which help to optimise attacks: trusted ones only
@@ -123,3 +153,12 @@ class ServerConfig(BaseSettings):
     )
     canary_interval_s: Annotated[float, Field(gt=0)] = 300.0
     prefix_cache_tokens: Annotated[int, Field(ge=0)] = 16_384
+
+
+def read_settings(**given: Any) -> ServerConfig:
+    """`given` over the environment over defaults. Raises ValueError that names each setting that is wrong, and never its value."""
+    try:
+        return ServerConfig(**given)
+    except ValidationError as error:
+        problems = [": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors()]
+    raise ValueError("\n".join(problems))

@@ -21,7 +21,7 @@ class Entrance:
     def check(self, endpoint: str, model: str, num_unknown_fields: int = 0) -> None:
         """What is cheap to know, before anything is tokenised. Raises ApiError."""
         service = self._service
-        if service.drain.begun:
+        if service.drain.refuses:
             service.metrics.shed.labels("draining").inc()
             raise draining()
         check_model(service, model)
@@ -34,6 +34,10 @@ class Entrance:
 
     def _check_guard(self) -> None:
         service = self._service
+        if service.pulse.trouble:
+            service.metrics.shed.labels("engine").inc()
+            service.metrics.failures.labels("engine", "closed").inc()
+            raise unavailable("The model is not running.")
         if service.audit is not None and service.audit.refuses:
             service.metrics.shed.labels("audit_unwritable").inc()
             service.metrics.failures.labels("audit", "closed").inc()

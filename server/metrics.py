@@ -15,6 +15,8 @@ from guard.types import Mode, Phase
 from server.auditing.metrics import AuditMetrics
 from server.keys.metrics import KeyMetrics
 from server.load_metrics import LoadMetrics
+from server.readiness import ReadinessMetrics
+from server.tls import TlsMetrics
 
 # bucket edges as vLLM's, so that dashboards can put the two side by side
 _TTFT_S = (
@@ -175,6 +177,8 @@ class Metrics:
         )
         self.load = LoadMetrics(self.registry, model)
         self.keys = KeyMetrics(self.registry)
+        self.tls = TlsMetrics(self.registry)
+        self.readiness = ReadinessMetrics(self.registry)
         self._create_children()
 
     def _create_children(self) -> None:
@@ -203,6 +207,7 @@ class Metrics:
             "canary",
             "breaker",
             "rate_limit",
+            "engine",
         ):
             self.shed.labels(reason)
 

@@ -8,6 +8,7 @@ import structlog
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.drain import Drain
 from server.metrics import Metrics
 
 _log = structlog.get_logger()
@@ -44,11 +45,16 @@ class BodyLimit:
 
 
 class RequestContext:
-    """Gives each request an id (a valid inbound `x-request-id`, or a new one), and counts it by route template."""
+    """Gives each request an id (a valid inbound `x-request-id`, or a new one), and counts it by route template.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    Once the server is on its way out, each answer is the last of its connection: a client or a load balancer that keeps
+    connections open would go on sending here.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, drain: Drain) -> None:
         self._app = app
         self._metrics = metrics
+        self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,6 +69,8 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
+                if self._drain.is_begun:
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:

@@ -1,30 +1,28 @@
-"""Runs the two ports in one event loop, until a signal; then lets what runs come to an end."""
+"""One server process: both ports in one event loop, from before the model is loaded until what runs has come to an end."""
 
 import asyncio
 import contextlib
+import faulthandler
+import functools
 import logging
+import os
 import signal
-import socket
 import sys
-from collections.abc import Generator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from typing import Any, NoReturn
 
 import structlog
-import uvicorn
-from fastapi import FastAPI
 
 from server.app import create_admin_app, create_app
 from server.config import ServerConfig
+from server.loading import Loading
+from server.ports import Port, PortServer
+from server.readiness import watch
 from server.service import Service
 
 _log = structlog.get_logger()
-
-
-class _Server(uvicorn.Server):
-    """Signals are ours: two servers share one loop, and streams must end properly before they stop."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
+_STEP_END_S = 5.0  # a step that takes longer hangs
+_LAST_SIGNAL = 3  # the third one
 
 
 def set_up_logging(*, verbose: bool = False) -> None:
@@ -46,75 +44,152 @@ def set_up_logging(*, verbose: bool = False) -> None:
     )
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """Take a port before anything slow begins. Raises OSError that names it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def run(load: Callable[[], Service], config: ServerConfig, api: Port, admin: Port) -> None:
+    """Listen, `load` in a thread, serve until SIGINT or SIGTERM, drain. Raises what `load` raises."""
+    faulthandler.register(signal.SIGUSR1)  # the stacks of all threads, also while the event loop hangs
+    asyncio.run(_run(load, config, api, admin))
+
+
+async def _run(load: Callable[[], Service], config: ServerConfig, api: Port, admin: Port) -> None:
+    process = _Process(config, (api, admin))
+    api_door, admin_door = Loading(), Loading()
+    async with _listening({api.serve(api_door): api, admin.serve(admin_door): admin}) as stop_listening:
+        service = await asyncio.to_thread(load)
+        app = create_app(service, expose_metrics=config.expose_metrics)
+        async with app.router.lifespan_context(app):
+            process.take(service)
+            api_door.app, admin_door.app = app, create_admin_app(service)
+            is_clean = await process.until_the_end()
+            await stop_listening()  # before the log is closed: requests are recorded when they end
+            if not is_clean:  # whatever waits for the engine's thread now would wait for ever
+                _close_log(service)
+                _exit(1)
+
+
+@contextlib.asynccontextmanager
+async def _listening(
+    servers: dict[PortServer, Port],
+) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
+    """Answer on the ports; what is yielded stops that, and waits for answers that are on their way."""
+    tasks = [asyncio.create_task(server.serve(sockets=[port.listener])) for server, port in servers.items()]
+
+    async def stop() -> None:
+        for server in servers:
+            server.should_exit = True
+        await asyncio.gather(*tasks)
+
     try:
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise OSError(
-            f"can't listen on {host}:{port}: {error}; choose another with --port or --admin-port"
-        ) from error
-    return listener
+        yield stop
+    finally:
+        await stop()
 
 
-def run(service: Service, config: ServerConfig, api: socket.socket, admin: socket.socket) -> None:
-    """Serve on two bound sockets until SIGINT or SIGTERM."""
-    asyncio.run(_run(service, config, api, admin))
+class _Process:
+    """What signals and changed files mean to this process, and how it ends."""
+
+    def __init__(self, config: ServerConfig, ports: Iterable[Port]) -> None:
+        self._config = config
+        self._certificates = [port.certificates for port in ports if port.certificates is not None]
+        self._service: Service | None = None  # none while the model is being loaded
+        self._num_signals = 0
+        self._told_to_end = asyncio.Event()
+        self._background: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._end, number)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def take(self, service: Service) -> None:
+        """The model is loaded: watch what may change."""
+        self._service = service
+        metrics, poll_s = service.metrics, self._config.reload_poll_s
+        metrics.readiness.watch(service)
+        for certificates in self._certificates:
+            metrics.tls.show(certificates)
+        self._start(watch(service))
+        if service.canary is not None:
+            policies = service.policies
+            self._start(
+                service.canary.watch(lambda: policies.in_force.monitors, self._config.canary_interval_s)
+            )
+        if not poll_s:
+            return
+        self._start(service.policies.watch(service.try_reload, poll_s))
+        if service.keys is not None:
+            self._start(service.keys.watch(service.try_reload_keys, poll_s))
+        for certificates in self._certificates:
+            reload = functools.partial(metrics.tls.reload, certificates)
+            self._start(certificates.watch(reload, poll_s))
+
+    async def until_the_end(self) -> bool:
+        """Return when nothing runs any more and a signal has told the process to end. False: a step of the engine hangs."""
+        service, config = self._service, self._config
+        assert service is not None, "taken before"  # noqa: S101
+        line = service.line
+        num_left = await service.drain.run(
+            lambda: line.running + line.waiting,
+            delay_s=config.drain_delay_s,
+            timeout_s=config.drain_timeout_s,
+        )
+        line.close()
+        if num_left:
+            _log.warning("responses are cut short", responses=num_left)
+            service.second_opinions.give_up()
+            await _stop_engine(service)
+        service.drain.finish()
+        _log.info("drained")
+        await self._told_to_end.wait()
+        for task in self._background:
+            task.cancel()
+        return await _stop_engine(service)
+
+    def _end(self, number: signal.Signals) -> None:
+        self._num_signals += 1
+        if self._service is None or self._num_signals >= _LAST_SIGNAL:
+            _exit(0 if self._service is None else 128 + number)
+        self._told_to_end.set()
+        drain = self._service.drain
+        if self._num_signals == 1:
+            _log.info("draining", signal=number.name)
+            drain.begin(unnoticed=number is signal.SIGINT)  # a person at a terminal, not an orchestrator
+        else:
+            _log.warning(
+                "ending at once; a third signal ends without the rest of the log", signal=number.name
+            )
+            drain.hurry()
+
+    def _reload(self) -> None:
+        """Of all that can be reloaded, each by itself."""
+        if (service := self._service) is None:
+            return
+        self._start(service.try_reload())
+        self._start(service.try_reload_keys())
+        for certificates in self._certificates:
+            self._start(service.metrics.tls.reload(certificates))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
 
-async def _run(service: Service, config: ServerConfig, api: socket.socket, admin: socket.socket) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    background: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
-
-    def reload() -> None:
-        background.add(asyncio.create_task(service.try_reload()))
-        background.add(asyncio.create_task(service.try_reload_keys()))
-
-    loop.add_signal_handler(signal.SIGHUP, reload)
-    if config.reload_poll_s:
-        watching = service.policies.watch(service.try_reload, config.reload_poll_s)
-        background.add(asyncio.create_task(watching))
-    if config.reload_poll_s and service.keys is not None:
-        watching = service.keys.watch(service.try_reload_keys, config.reload_poll_s)
-        background.add(asyncio.create_task(watching))
-    if service.canary is not None:
-        in_force = service.policies
-        checking = service.canary.watch(lambda: in_force.in_force.monitors, config.canary_interval_s)
-        background.add(asyncio.create_task(checking))
-    servers = {
-        _Server(_uvicorn(create_app(service, expose_metrics=config.expose_metrics))): api,
-        _Server(_uvicorn(create_admin_app(service))): admin,
-    }
-    tasks = [asyncio.create_task(server.serve(sockets=[listener])) for server, listener in servers.items()]
-    await asyncio.wait([asyncio.create_task(stop.wait()), *tasks], return_when=asyncio.FIRST_COMPLETED)
-    for task in background:
-        task.cancel()
-    await _drain(service, config.drain_timeout_s)
-    for server in servers:
-        server.should_exit = True
-    await asyncio.gather(*tasks)
+async def _stop_engine(service: Service) -> bool:
+    """Whoever waits for a step hears of it. False: a step that runs does not end."""
+    try:
+        async with asyncio.timeout(_STEP_END_S):
+            await service.engine.stop()
+    except TimeoutError:
+        _log.error("a step of the engine hangs")
+        return False
+    return True
 
 
-async def _drain(service: Service, timeout_s: float) -> None:
-    """Admit nothing new, let what runs finish, and end the rest with an error event."""
-    service.drain.begun = True
-    deadline = service.clock() + timeout_s
-    while service.clock() < deadline:
-        load = service.engine.load()
-        if not load.running and not load.waiting and not service.line.waiting:
-            break
-        await asyncio.sleep(0.05)
-    service.line.close()
-    await service.engine.stop()
-    service.second_opinions.give_up()
+def _close_log(service: Service) -> None:
+    if service.audit is not None:
+        service.audit.close()
 
 
-def _uvicorn(app: FastAPI) -> uvicorn.Config:
-    return uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+def _exit(code: int) -> NoReturn:
+    """At once: threads that load or run the model are not waited for."""
+    sys.stderr.flush()
+    os._exit(code)

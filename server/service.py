@@ -1,17 +1,19 @@
 """What one running server is made of. Built once by `app.create_app`'s caller; nothing is global."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import structlog
+from pydantic import JsonValue
 
 from guard.audit import SeriesFormat
 from guard.policy import Policy
 from server.auditing.content import ContentRules
 from server.auditing.writer import AuditLog
 from server.canary import CanaryWatch
+from server.drain import Drain
 from server.drift import DriftWatch
 from server.engines.base import Engine
 from server.keys.coverage import unknown_tenants
@@ -21,18 +23,12 @@ from server.memory import KvPlan
 from server.metrics import Metrics
 from server.monitor_breakers import MonitorBreakers
 from server.policy_store import PolicyStore
+from server.readiness import Heartbeat, Pulse
 from server.scheduling.line import Line
 from server.second_opinion.targets import SecondOpinions
 from server.tokenizer import Tokenizer
 
 _log = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class Drain:
-    """Whether the server is on its way out: what runs may end, nothing new begins."""
-
-    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +67,11 @@ class Service:
     @property
     def served_models(self) -> tuple[str, ...]:
         return (self.engine.info.model_id,)
+
+    @property
+    def pulse(self) -> Pulse:
+        """What the engine shows of life now."""
+        return self.heartbeat.look(self.engine, self.clock())
 
     async def reload_policy(self, *, allow_shrink: bool = False) -> Policy:
         """Put policy and monitors on disk in force. Raises what `PolicyStore.reload` raises; then the last good ones stay."""

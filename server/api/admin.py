@@ -78,6 +78,22 @@ async def reload(request: Request, *, allow_shrink: bool = False) -> Body:
     return {"policy": str(policy), "digest": policy.digest}
 
 
+@router.get("/-/drain")
+async def show_drain(request: Request) -> Body:
+    """How far the server is on its way out, and how many responses it still holds."""
+    service: Service = request.app.state.service
+    line = service.line
+    return {"phase": service.drain.phase, "running": line.running, "waiting": line.waiting}
+
+
+@router.post("/-/drain")
+async def begin_drain(request: Request) -> Body:
+    """Turn not ready, and let what runs come to an end, as SIGTERM does; but the process stays until it is told to end."""
+    service: Service = request.app.state.service
+    service.drain.begin()
+    return await show_drain(request)
+
+
 @router.get("/-/audit")
 async def audit(request: Request) -> Body:
     """The state of the decision log."""

@@ -1,4 +1,4 @@
-"""Health, version, metrics."""
+"""Health, probes, version, metrics."""
 
 from importlib.metadata import version
 
@@ -8,18 +8,18 @@ from starlette.responses import Response
 
 from server.api.described import NO_BODY, TEXT
 from server.api.errors import Body
+from server.drain import DrainPhase
+from server.readiness import Check, checks, report
 from server.service import Service
 
 router = APIRouter()
 metrics_router = APIRouter()
 
-_STALLED_S = 30.0  # one step takes that long: the model hangs
-
 
 @router.head("/health", response_class=Response, responses=NO_BODY)
 @router.get("/health", response_class=Response, responses=NO_BODY)
 async def health(request: Request) -> Response:
-    """200 with an empty body, or 503: the engine has ended, hangs in a step, or fails its canaries.
+    """For clients of vLLM: 200 with an empty body, or 503: the engine has ended, makes no progress, or fails its canaries.
 
     A decision log that can't be written is told in a header: restarting the server would not cure it.
     """
@@ -33,6 +33,28 @@ async def health(request: Request) -> Response:
 @router.post("/ping", response_class=Response, responses=NO_BODY)
 async def ping(request: Request) -> Response:
     return await health(request)
+
+
+@router.get("/livez")
+async def livez(request: Request) -> Response:
+    """503 where only a restart helps: the engine has been dead, or has owed somebody a step, for a minute."""
+    service: Service = request.app.state.service
+    pulse = service.pulse
+    was_ended = service.drain.phase is DrainPhase.OVER  # on purpose
+    return report(Check("engine", was_ended or not pulse.is_hopeless, pulse.trouble))
+
+
+@router.get("/readyz")
+async def readyz(request: Request) -> Response:
+    """503 where no requests should be sent here for now, with why."""
+    service: Service = request.app.state.service
+    return report(*checks(service))
+
+
+@router.get("/startupz")
+async def startupz() -> Response:
+    """There is an application to answer this only once the model and the policy are loaded (see `server/loading.py`)."""
+    return report(Check("model"))
 
 
 @router.get("/version")
@@ -49,4 +71,4 @@ async def metrics(request: Request) -> Response:
 def _is_healthy(service: Service) -> bool:
     if service.canary is not None and service.canary.refuses:
         return False
-    return service.engine.is_alive and service.engine.load().step_age_s < _STALLED_S
+    return not service.pulse.trouble

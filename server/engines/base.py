@@ -129,6 +129,7 @@ class EngineLoad:
     kv_tokens: int  # positions held by running requests
     kv_capacity: int
     step_age_s: float  # seconds that a step runs, or that one is due and does not come; 0 while none is due
+    cached_tokens: int = 0  # positions of prefixes kept for later prompts
 
 
 class Engine(Protocol):

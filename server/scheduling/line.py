@@ -74,6 +74,11 @@ class Line:
     def running(self) -> int:
         return self._running
 
+    @property
+    def tenants(self) -> dict[str, tuple[int, int]]:
+        """Of each that has any: responses that run, and that wait."""
+        return {name: (tenant.running, tenant.num_waiting) for name, tenant in self._tenants.items()}
+
     def check(self, who: Standing) -> None:
         """Before anything is done for a request: whether it could wait. Raises TurnedAwayError."""
         if self._is_closed:

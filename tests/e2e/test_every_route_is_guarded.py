@@ -47,11 +47,18 @@ NEVER_RUNS_THE_MODEL = {
     ("HEAD", "/health"): None,
     ("GET", "/ping"): None,
     ("POST", "/ping"): None,
+    ("GET", "/livez"): None,
+    ("GET", "/readyz"): None,
+    ("GET", "/startupz"): None,
     ("GET", "/version"): None,
     ("GET", "/metrics"): None,
     ("GET", "/-/policy"): None,
     ("POST", "/-/reload"): None,
     ("GET", "/-/audit"): None,
+    ("GET", "/-/drain"): None,
+    ("POST", "/-/drain"): None,
+    ("GET", "/debug"): None,
+    ("GET", "/debug/stacks"): None,
 }
 
 POLICY = """

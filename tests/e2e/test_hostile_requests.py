@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from server.drain import DrainPhase
 from server.engines.scripted import Script
 from tests.e2e.conftest import scores
 
@@ -86,7 +87,7 @@ def test_while_the_server_drains_nothing_new_begins_and_streams_end_properly(ser
     live = serve(script=Script(["w"] * 200, scores(), scores(), step_s=0.02))
     stream = live.chat(stream=True)
     next(stream)
-    live.service.drain.begun = True
+    live.service.drain.phase = DrainPhase.REFUSING
     refused = live.http.post(CHAT, json={"model": live.model, "messages": [{"role": "user", "content": "x"}]})
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
     live.service.engine._stopped = True

@@ -3,6 +3,7 @@
 import anthropic
 import pytest
 
+from server.drain import DrainPhase
 from server.engines.scripted import Script
 from tests.e2e.conftest import scores
 from tests.e2e.test_openai_surface import BLOCK_PROMPT, BLOCK_RESPONSE, PLAIN, WORDS
@@ -162,7 +163,7 @@ def test_every_error_has_anthropics_shape(claude):
     assert (missing.status_code, missing.json()["error"]["type"]) == (404, "not_found_error")
     huge = live.http.post("/v1/messages", content=b" " * (9 * 1024 * 1024))
     assert (huge.status_code, huge.json()["error"]["type"]) == (413, "request_too_large")
-    live.service.drain.begun = True
+    live.service.drain.phase = DrainPhase.REFUSING
     draining = live.http.post("/v1/messages", json={"model": "scripted", "max_tokens": 1, "messages": HELLO})
     assert (draining.status_code, draining.json()["error"]["type"]) == (503, "overloaded_error")
     assert {reply.json()["type"] for reply in (missing, huge, draining)} == {"error"}

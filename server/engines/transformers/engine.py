@@ -173,6 +173,7 @@ class TransformersEngine:
             kv_tokens=self._stepper.rows.kv_tokens,
             kv_capacity=self._settings.max_batch * self.info.max_context,
             step_age_s=self._step_age_s(),
+            cached_tokens=len(self._stepper.prefix_cache) * BLOCK,
         )
 
     def _step_age_s(self) -> float:

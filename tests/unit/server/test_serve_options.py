@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from server import cli
+from server import serve_cli
 from server.config import ServerConfig
 
 
@@ -20,9 +20,9 @@ def test_every_option_reaches_the_settings_under_its_own_name(monkeypatch):
         caught.update(given)
         raise _CaughtError
 
-    monkeypatch.setattr(cli, "_config", catch)
-    options = set(inspect.signature(cli.serve).parameters) - {"no_audit", "verbose"}
+    monkeypatch.setattr(serve_cli, "_config", catch)
+    options = set(inspect.signature(serve_cli.serve).parameters) - {"no_audit", "verbose"}
     with pytest.raises(_CaughtError):
-        cli.serve(**{name: name for name in options})
+        serve_cli.serve(**{name: name for name in options})
     assert caught == {name: name for name in options}
     assert options <= set(ServerConfig.model_fields)
