@@ -143,6 +143,11 @@ class Bank:
             for reader in readers:
                 reader.read(x, buffer)
 
+    def spoil(self, point: HookPoint, buffer: Tensor) -> None:
+        """Make NaN of what was, or half was, read at a hook point."""
+        for reader in self._readers.get(point, ()):
+            buffer[:, reader.columns] = torch.nan
+
     def end(self, buffer: Tensor) -> Tensor:
         """Each monitor's raw values per row: [n, num_columns] float32, NaN where a hook point was not read."""
         values = buffer.index_select(1, self._gather[0])

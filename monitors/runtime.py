@@ -4,10 +4,10 @@
     model(...)                    at each hook point the bank reads, then edits are applied
     values = runtime.end()        [n_rows, bank.num_columns]
 
-Hooks that fire outside begin and end do nothing. A hook that does not fire leaves NaN.
+Hooks that fire outside begin and end do nothing. A hook that does not fire leaves NaN, as does one whose monitors raise.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -53,7 +53,16 @@ class _Pass:
 class Runtime:
     """Owns the hooks on a model. One forward pass at a time, from one thread."""
 
-    def __init__(self, blocks: Blocks, bank: Bank, vectors: Mapping[str, SteeringVector]) -> None:
+    def __init__(
+        self,
+        blocks: Blocks,
+        bank: Bank,
+        vectors: Mapping[str, SteeringVector],
+        *,
+        on_failed_read: Callable[[HookPoint, Exception], None] = lambda *_: None,
+    ) -> None:
+        """`on_failed_read` is told once of each hook point whose monitors raise."""
+        self._on_failed_read = on_failed_read
         self._blocks = blocks
         self._hooks = ExitStack()
         self.install(bank, vectors)
@@ -71,6 +80,7 @@ class Runtime:
         self._pass: _Pass | None = None
         self._dropped = torch.zeros((), dtype=torch.int64, device=bank.device)
         self._norms = NormMeter(bank.hook_points, bank.device)
+        self._unreadable: set[HookPoint] = set()
 
     def begin(self, spans: Sequence[RowSpan]) -> None:
         """Announce the rows of the next forward pass, in row order. An earlier pass that did not end is forgotten.
@@ -136,10 +146,22 @@ class Runtime:
         if point in step.seen:
             raise HookPointError(f"{point} fired twice in one forward pass; call begin() before each pass")
         step.seen.add(point)
-        self.bank.read(point, rows, step.buffer)
+        self._read(point, rows, step.buffer)
         self._norms.read(point, rows)
         steered = step.steered.get(point)
         return None if steered is None else self._edited(rows, steered).view(hidden.shape)
+
+    def _read(self, point: HookPoint, rows: Tensor, buffer: Tensor) -> None:
+        """A monitor that raises is one without a value. The model goes on: what follows is for the rules to say."""
+        try:
+            self.bank.read(point, rows, buffer)
+        except torch.OutOfMemoryError:
+            raise  # the whole pass is given up: a smaller one may fit
+        except Exception as error:  # noqa: BLE001
+            self.bank.spoil(point, buffer)
+            if point not in self._unreadable:
+                self._unreadable.add(point)
+                self._on_failed_read(point, error)
 
     def _edited(self, rows: Tensor, steered: Sequence[_Steered]) -> Tensor:
         """A copy in which the steered rows differ, and no other."""

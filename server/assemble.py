@@ -81,6 +81,7 @@ def assemble(config: ServerConfig) -> Service:
         + _MOST_CHOICES,  # who waits does so in the line; it lets in whole requests
         prefill_chunk=config.prefill_chunk,
         prefix_cache_tokens=plan.prefix_tokens,
+        step_timeout_s=config.step_timeout_s,
     )
     engine: Engine = serving_engine(loaded, policies.in_force.monitors, settings)
     metrics = create_metrics(engine.info.model_id, policies.current)

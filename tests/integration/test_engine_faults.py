@@ -1,12 +1,13 @@
 """One request's trouble stays its own."""
 
 import asyncio
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from server.engines.base import EngineError, EngineRequest, SamplingParams, StepOutput
+from server.engines.base import EngineDead, EngineError, EngineRequest, SamplingParams, StepOutput
 from server.engines.detokenize import SettledText
 from tests.integration.test_transformers_engine import (
     GREEDY,
@@ -140,3 +141,66 @@ async def test_token_ids_outside_the_vocabulary_are_refused(start_engine, sampli
     assert isinstance(refused, EngineError)
     assert "vocabulary" in str(refused)
     await engine.stop()
+
+
+async def test_running_out_of_memory_fails_one_request_and_the_others_go_on(start_engine, monkeypatch):
+    engine = await start_engine("llama")
+    alone = await run(engine, "alone", PROMPTS[2])
+    forward = engine._stepper._forward
+    prefill, decode = forward.prefill, forward.decode
+
+    def big_prefill(row, start, ids, **options):
+        if list(ids) == PROMPTS[0][: len(ids)]:
+            raise torch.OutOfMemoryError("the prompt is too large")
+        return prefill(row, start, ids, **options)
+
+    def big_batch(first_row, ids, positions):
+        if len(ids) > 1:
+            raise torch.OutOfMemoryError("the batch is too large")
+        return decode(first_row, ids, positions)
+
+    monkeypatch.setattr(forward, "prefill", big_prefill)
+    monkeypatch.setattr(forward, "decode", big_batch)
+    big, *small = await asyncio.gather(
+        outcome(engine, "big", PROMPTS[0]), outcome(engine, "a", PROMPTS[2]), outcome(engine, "b", PROMPTS[2])
+    )
+    assert isinstance(big, EngineError)
+    assert "too large" not in str(big)
+    for result in small:
+        assert token_ids(result) == token_ids(alone)
+    monkeypatch.undo()
+    assert token_ids(await run(engine, "after", PROMPTS[2])) == token_ids(alone)
+    await everything_is_free(engine)
+    await engine.stop()
+
+
+async def test_a_step_that_hangs_fails_who_waits_and_when_it_ends_all_goes_on(start_engine, monkeypatch):
+    engine = await start_engine("llama", step_timeout_s=0.3)
+    alone = await run(engine, "alone", PROMPTS[2])
+    gate = threading.Event()
+    step = engine._stepper.step
+
+    def gated(ready):
+        gate.wait(60)
+        return step(ready)
+
+    monkeypatch.setattr(engine._stepper, "step", gated)
+    waiting = [asyncio.create_task(run(engine, f"r{i}", PROMPTS[2])) for i in range(6)]  # more than rows
+    results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 30)
+    assert all(isinstance(result, EngineDead) for result in results)
+    assert isinstance(await outcome(engine, "late", PROMPTS[2]), EngineDead)  # at once
+    gate.set()
+    await everything_is_free(engine)
+    assert token_ids(await run(engine, "after", PROMPTS[2])) == token_ids(alone)
+    await engine.stop()
+
+
+async def test_a_step_that_never_ends_does_not_keep_the_engine_from_stopping(start_engine, monkeypatch):
+    engine = await start_engine("llama", step_timeout_s=0.3)
+    monkeypatch.setattr("server.engines.transformers.engine._STOP_S", 0.1)
+    gate = threading.Event()
+    monkeypatch.setattr(engine._stepper, "step", lambda ready: gate.wait(60) and [])
+    assert isinstance(await outcome(engine, "a", PROMPTS[2]), EngineDead)
+    await asyncio.wait_for(engine.stop(), 30)
+    assert not engine.is_alive
+    gate.set()

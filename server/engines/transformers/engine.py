@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import structlog
@@ -36,8 +36,14 @@ from server.engines.transformers.prefix_cache import BLOCK, PrefixCache
 from server.engines.transformers.sampling import Sampler
 from server.engines.transformers.sequence import ActiveSteering, Sequence
 from server.engines.transformers.stepper import Stepper, StepResult
+from server.engines.transformers.thread import StepThread
+from server.grammars.compiler import GrammarCompiler
+from server.grammars.matching import CompiledGrammar
 
 _log = structlog.get_logger()
+_LOOKS = 30  # at a step, before it counts as hung
+_STOP_S = 5.0  # for the last step to end
+_HUNG = "the engine hangs in a step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,7 @@ class EngineSettings:
     prefill_chunk: int = 256  # prompt tokens fed per step, between decode steps
     prefix_cache_tokens: int = 16_384  # 0: off
     exchange_grace_s: float = 5.0  # how long exchanged monitors stay for requests on their way to the engine
+    step_timeout_s: float = 30.0  # a step that takes longer has hung: who waits for it is failed
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +83,9 @@ class TransformersEngine:
         mask_form = choose_mask_form(model, num_layers=num_layers)
         cache = SlotCache(num_layers=num_layers, num_slots=settings.max_batch, capacity=max_context + 1)
         self._wake = asyncio.Event()
-        self._runtime = Runtime(blocks, monitors.bank(model.device), monitors.vectors)
+        self._runtime = Runtime(
+            blocks, monitors.bank(model.device), monitors.vectors, on_failed_read=_log_failed_read
+        )
         self._installed = Installed(
             self._runtime, monitors, grace_s=settings.exchange_grace_s, wake=self._wake.set
         )
@@ -101,11 +110,13 @@ class TransformersEngine:
         )
         self._waiting: deque[_Run] = deque()
         self._running: dict[str, _Run] = {}  # every request that is not over, by id
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="interlock-engine")
+        self._thread = StepThread("interlock-engine")
         self._loop_task: asyncio.Task[None] | None = None
+        self._watch_task: asyncio.Task[None] | None = None
         self._dead: str | None = None
         self._step_started: float | None = None
         self._step_ended = 0.0  # the last one
+        self._has_hung = False  # the present step takes too long
 
     # --- the Engine protocol ---------------------------------------------------------------------------------------
 
@@ -119,15 +130,19 @@ class TransformersEngine:
 
     async def start(self) -> None:
         self._loop_task = asyncio.create_task(self._run_steps(), name="interlock-engine-steps")
+        self._watch_task = asyncio.create_task(self._watch_steps(), name="interlock-engine-watch")
 
     async def stop(self) -> None:
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-            await asyncio.wait([self._loop_task])  # if it had failed, that was logged when it happened
+        if tasks := [task for task in (self._loop_task, self._watch_task) if task is not None]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)  # if one had failed, that was logged when it happened
         stopped = EngineStopped("the engine was stopped")
         self._fail_all(stopped)
         self._installed.cancel(stopped)
-        await asyncio.to_thread(self._thread.shutdown)  # a step that runs must end; consumers hear at once
+        if not await asyncio.to_thread(self._thread.stop, _STOP_S):  # consumers were told before
+            _log.error("the engine's last step hangs; it is left behind")
+        await asyncio.to_thread(self._grammars.close)
         self._runtime.close()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[StepOutput, None]:
@@ -187,7 +202,6 @@ class TransformersEngine:
     # --- the loop --------------------------------------------------------------------------------------------------
 
     async def _run_steps(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             while True:
                 self._free_abandoned()
@@ -199,8 +213,9 @@ class TransformersEngine:
                     await self._wake.wait()
                     continue
                 self._step_started = time.monotonic()
-                results = await loop.run_in_executor(self._thread, self._stepper.step, ready)
+                results = await asyncio.wrap_future(self._thread.submit(self._stepper.step, ready))
                 self._step_started, self._step_ended = None, time.monotonic()
+                self._has_hung = False
                 self._publish(results)
                 await self._let_consumers_decide()
         except asyncio.CancelledError:
@@ -210,6 +225,26 @@ class TransformersEngine:
             self._fail_all(EngineDead(f"the engine's loop ended: {type(error).__name__}"))
             if not isinstance(error, Exception):
                 raise
+
+    async def _watch_steps(self) -> None:
+        """Fail who waits while a step hangs; it may still end, and then all goes on.
+
+        Its time is counted in looks: a process that was stopped for a while has not looked, and its model has not hung.
+        """
+        seen, looks = self._step_started, 0
+        while True:
+            await asyncio.sleep(self._settings.step_timeout_s / _LOOKS)
+            looks = looks + 1 if self._step_started is not None and self._step_started == seen else 0
+            seen = self._step_started
+            if looks < _LOOKS:
+                continue
+            if not self._has_hung:
+                self._has_hung = True
+                _log.error("a step of the engine hangs", for_s=self._settings.step_timeout_s)
+            for run in self._running.values():
+                if run.ready:
+                    run.outbox.append(EngineDead(_HUNG))
+                    self._notify(run)
 
     def _ready(self) -> set[Sequence]:
         """The admitted sequences whose consumers ask for more."""
@@ -248,6 +283,8 @@ class TransformersEngine:
     def _enqueue(self, request: EngineRequest) -> _Run:
         if self._dead is not None:
             raise EngineDead(self._dead)
+        if self._has_hung:
+            raise EngineDead(_HUNG)
         if request.request_id in self._running:
             raise RequestRefused(f"request id {request.request_id!r} is already running")
         if len(self._waiting) >= self._settings.max_waiting:
@@ -310,3 +347,7 @@ class TransformersEngine:
             self._notify(run)
         self._running.clear()
         self._waiting.clear()
+
+
+def _log_failed_read(point: HookPoint, error: Exception) -> None:
+    _log.error("monitors could not be read", hook_point=str(point), error=type(error).__name__)

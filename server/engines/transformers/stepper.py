@@ -172,6 +172,9 @@ class Stepper:
         except Exception as error:  # noqa: BLE001
             if len(rows) == 1:
                 return [(rows[0].sequence, _as_engine_error(error))]
+            is_short_of_memory = isinstance(error, torch.OutOfMemoryError)
+        if is_short_of_memory:
+            torch.cuda.empty_cache()  # the tensors of the pass that failed are gone only now
         results: list[tuple[Sequence, StepResult]] = []
         for index, row in enumerate(rows):
             if row.fed is _Fed.PAUSED:
@@ -336,4 +339,7 @@ def _as_engine_error(error: Exception) -> EngineError:
         return error
     failure = EngineError(f"the model failed: {type(error).__name__}")
     failure.__cause__ = error
+    if isinstance(error, torch.OutOfMemoryError):
+        error.__traceback__ = None  # its frames hold what there is too little of
+        torch.cuda.empty_cache()
     return failure

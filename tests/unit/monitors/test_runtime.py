@@ -195,3 +195,47 @@ def test_misuse_is_an_error(runtime):
         runtime.end()
     with pytest.raises(KeyError, match="unknown"):
         runtime.begin([RowSpan(1, (Edit(SteeringVector("unknown", "add", PUSH.directions), 1.0),))])
+
+
+class Broken:
+    """A reader of a hook point that raises half-way."""
+
+    def __init__(self, reader, error):
+        self._reader, self._error, self.columns = reader, error, reader.columns
+
+    def read(self, x, buffer):
+        self._reader.read(x, buffer)
+        raise self._error
+
+
+def break_reader(runtime, point, error):
+    (reader,) = runtime.bank._readers[point]
+    runtime.bank._readers[point] = (Broken(reader, error),)
+
+
+def test_monitors_that_raise_have_no_value_and_harm_nobody_else(model):
+    told = []
+    runtime = Runtime(
+        Blocks(tuple(model.layers), D, "layers"),
+        bank_of(P0, P1, P2),
+        VECTORS,
+        on_failed_read=lambda point, error: told.append((point, type(error))),
+    )
+    x = randn(2, D, seed=1)
+    out, values = forward(runtime, model, x, [RowSpan(2)])
+    break_reader(runtime, P1, ZeroDivisionError())
+    for _ in range(2):
+        again, found = forward(runtime, model, x, [RowSpan(2)])
+        assert torch.equal(again, out)
+        assert torch.isnan(found[:, 1]).all()
+        assert torch.equal(found[:, [0, 2]], values[:, [0, 2]])
+    assert told == [(P1, ZeroDivisionError)]  # once
+    runtime.close()
+
+
+def test_running_out_of_memory_while_reading_gives_the_pass_up(runtime, model):
+    """It may be tried again with fewer rows, so the monitors have not failed."""
+    break_reader(runtime, P1, torch.OutOfMemoryError())
+    runtime.begin([RowSpan(1)])
+    with pytest.raises(torch.OutOfMemoryError):
+        model(randn(1, D, seed=1))
