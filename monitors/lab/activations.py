@@ -84,7 +84,7 @@ def collect(
     progress: Progress = no_progress,
 ) -> Activations:
     """Compute what is not in the cache yet. Raises HookPointError, and ValueError for an example without tokens."""
-    tokens = tuple(_cut(subject.tokenize(example), subject.max_tokens) for example in examples)
+    tokens = tuple(cut(subject.tokenize(example), subject.max_tokens) for example in examples)
     for example, its in zip(examples, tokens, strict=True):
         if not its.ids:
             raise ValueError(f"example {example.id!r} has no tokens")
@@ -159,7 +159,8 @@ def _next_batch(order: Sequence[int], tokens: Sequence[Tokens]) -> list[int]:
     return batch
 
 
-def _cut(tokens: Tokens, limit: int) -> Tokens:
+def cut(tokens: Tokens, limit: int) -> Tokens:
+    """At most `limit` tokens, from the start."""
     reference = None if tokens.reference is None or tokens.reference >= limit else tokens.reference
     return Tokens(tokens.ids[:limit], min(tokens.num_prompt, limit), reference)
 

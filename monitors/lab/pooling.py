@@ -7,8 +7,10 @@ import numpy as np
 from torch import Tensor
 
 from monitors.lab.activations import SHARD, Activations
+from monitors.lab.dataset import Example
 from monitors.lab.sections.base import Phase
 from monitors.lab.statistics import Floats
+from monitors.lab.subject import Tokens
 from monitors.types import HookPoint
 
 Pooling = Literal["mean", "last"]
@@ -34,7 +36,7 @@ class Pooled:
 
     def tokens(self, point: HookPoint, phase: Phase, index: int, exclude_first: int = 0) -> Tensor:
         """All rows in scope of one example: [n_tokens, d_model] float32."""
-        return self._in_scope(self.acts.rows(point, index), phase, index, exclude_first)
+        return self._scope(self.acts.rows(point, index), phase, index, exclude_first)
 
     def drifts(self, point: HookPoint, phase: Phase, indices: Sequence[int]) -> Floats:
         """What the last row of the phase has moved from the reference row: [n, d_model] float64.
@@ -59,7 +61,7 @@ class Pooled:
         indices = range(first, min(first + SHARD, len(self.acts.examples)))
         found = []
         for index, rows in zip(indices, self.acts.batch(point, indices), strict=True):
-            own = self._in_scope(rows, phase, index, exclude_first).double()
+            own = self._scope(rows, phase, index, exclude_first).double()
             if not own.isfinite().all():
                 name = self.acts.examples[index].id
                 raise ValueError(
@@ -69,10 +71,13 @@ class Pooled:
             found.append((own.mean(dim=0) if pooling == "mean" else own[-1]).numpy())
         return np.stack(found)
 
-    def _in_scope(self, rows: Tensor, phase: Phase, index: int, exclude_first: int) -> Tensor:
-        num_prompt = self.acts.tokens[index].num_prompt
-        own = rows[exclude_first:num_prompt] if phase == "prompt" else rows[num_prompt:]
-        if not len(own):
-            name = self.acts.examples[index].id
-            raise ValueError(f"example {name!r} has no token in the {phase} that the monitor would read")
-        return own
+    def _scope(self, rows: Tensor, phase: Phase, index: int, exclude_first: int) -> Tensor:
+        return in_scope(rows, self.acts.examples[index], self.acts.tokens[index], phase, exclude_first)
+
+
+def in_scope(rows: Tensor, example: Example, tokens: Tokens, phase: Phase, exclude_first: int) -> Tensor:
+    """Those rows of an example that a monitor of this phase reads. Raises ValueError if there is none."""
+    own = rows[exclude_first : tokens.num_prompt] if phase == "prompt" else rows[tokens.num_prompt :]
+    if not len(own):
+        raise ValueError(f"example {example.id!r} has no token in the {phase} that the monitor would read")
+    return own

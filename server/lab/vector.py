@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from server.lab import options
+from server.lab.causal_card import show
 from server.lab.run import progress_bar, told
 from server.lab.verify import (
     DEFAULT_REFUSAL,
@@ -17,11 +18,12 @@ from server.lab.verify import (
     Neutral,
     Refusal,
     Train,
+    Unrelated,
     announce,
     measures,
     phase_of,
     read_subjects,
-    show,
+    read_unrelated,
 )
 
 if TYPE_CHECKING:
@@ -143,6 +145,7 @@ def verify(
     harmful: Harmful = None,
     refusal: Refusal = DEFAULT_REFUSAL,
     train: Train = None,
+    unrelated: Unrelated = None,
     phase: Phase = "prompt",
     tokens: Annotated[
         str,
@@ -189,6 +192,7 @@ def verify(
         subject = load_subject(model, max_tokens=max_tokens)
         identity = ModelIdentity(subject.fingerprint, subject.blocks.d_model, len(subject.blocks.layers))
         vector = load_vector(folder, identity)
+        others = read_unrelated(unrelated, subject, but=folder)
         probe = probe_of(vector, pooling)
         where = phase_of(phase, subjects.test)
         measured, refusing = measures(behaviour, refusal, subject, subjects)
@@ -202,6 +206,7 @@ def verify(
                 Recipe("mass_mean", probe.hook_points, where, probe.aggregator, exclude_first),
                 measured,
                 refusal=refusing,
+                unrelated=others,
                 pooling=pooling,
                 statistic="last",
                 seed=seed,

@@ -5,17 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from server.lab import options
+from server.lab.causal_card import show
 from server.lab.run import progress_bar, told
 
 if TYPE_CHECKING:
+    from monitors.base import Monitor
     from monitors.lab.causal import Behaviour, Subjects
     from monitors.lab.dataset import Columns, Example
     from monitors.lab.sections.base import Phase
-    from monitors.lab.sections.causal import CausalSection, Effect
     from monitors.lab.subject import Subject
 
 Behave = Annotated[
@@ -65,6 +64,25 @@ Masked = Annotated[
         "--masked", help="Labelled examples with the telling words masked.", exists=True, dir_okay=False
     ),
 ]
+Paraphrased = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--paraphrased",
+        help="Labelled examples in other words, or in another language.",
+        exists=True,
+        dir_okay=False,
+    ),
+]
+Unrelated = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--unrelated",
+        help="Folder of a monitor of another concept, on the same model; may be repeated. The edits must not move it, and "
+        "its direction must not move the behaviour.",
+        exists=True,
+        file_okay=False,
+    ),
+]
 PhaseOption = Annotated[str | None, typer.Option("--phase", help="prompt or response. Default: as fitted.")]
 DEFAULT_REFUSAL = "Sorry|I am sorry|I'm sorry|I cannot|I can't"
 
@@ -80,6 +98,8 @@ def verify(
     refusal: Refusal = DEFAULT_REFUSAL,
     train: Train = None,
     masked: Masked = None,
+    paraphrased: Paraphrased = None,
+    unrelated: Unrelated = None,
     phase: PhaseOption = None,
     model: options.Model = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longer examples are cut.", min=1)] = 512,
@@ -94,8 +114,8 @@ def verify(
 
     Reading is compared with the same recipe on permuted labels, with random directions and with the words alone. With a
     behaviour, the direction is removed from positives and written into negatives, and null edits of equal size say how
-    much any push does. `invalid` may only log; `readout` may block and hold; `necessary`, `write-handle` and `causal`
-    may steer, too. What each means: docs/causal-card.md.
+    much any push does; neutral text and monitors of other concepts must stay as they are. `invalid` may only log; `readout`
+    may block and hold; `necessary`, `write-handle` and `causal` may steer, too. What each means: docs/causal-card.md.
 
     Example: `interlock monitor verify monitors/harm --data test.jsonl --behaviour "tokens:Sorry|I cannot"`
     """
@@ -110,9 +130,18 @@ def verify(
         from server.lab.opened import Opened  # noqa: PLC0415
 
         columns = options.columns(text_field, label_field, group_field, positive)
-        subjects = read_subjects(columns, data, train=train, neutral=neutral, harmful=harmful, masked=masked)
+        subjects = read_subjects(
+            columns,
+            data,
+            train=train,
+            neutral=neutral,
+            harmful=harmful,
+            masked=masked,
+            paraphrased=paraphrased,
+        )
         opened = Opened.read(folder, model, max_tokens)
         subject, monitor, card = opened.subject, opened.monitor, opened.card
+        others = read_unrelated(unrelated, subject, but=folder)
         fitted_by = opened.recipe()
         if fitted_by is not None and phase in {None, fitted_by.phase}:
             recipe = fitted_by
@@ -131,6 +160,7 @@ def verify(
                 recipe,
                 measured,
                 refusal=refusing,
+                unrelated=others,
                 seed=seed,
                 announce=announce,
                 reading=reading,
@@ -152,13 +182,33 @@ def read_subjects(
     neutral: Sequence[Path] | None = None,
     harmful: Sequence[Path] | None = None,
     masked: Sequence[Path] | None = None,
+    paraphrased: Sequence[Path] | None = None,
 ) -> "Subjects":
     from monitors.lab.causal import Subjects  # noqa: PLC0415
     from monitors.lab.dataset import read_dataset  # noqa: PLC0415
 
-    given = {"train": train, "neutral": neutral, "harmful": harmful, "masked": masked}
+    given = {
+        "train": train,
+        "neutral": neutral,
+        "harmful": harmful,
+        "masked": masked,
+        "paraphrased": paraphrased,
+    }
     parts = {name: read_dataset(paths, columns) for name, paths in given.items() if paths}
     return Subjects(read_dataset(test, columns), **parts)
+
+
+def read_unrelated(folders: Sequence[Path] | None, subject: "Subject", *, but: Path) -> "tuple[Monitor, ...]":
+    """Monitors of other concepts. Raises ArtifactError for another model's, ValueError for the one that is verified."""
+    from monitors.artifacts import ModelIdentity, load_monitor  # noqa: PLC0415
+
+    identity = ModelIdentity(subject.fingerprint, subject.blocks.d_model, len(subject.blocks.layers))
+    for folder in folders or ():
+        if folder.resolve() == but.resolve():
+            raise ValueError(
+                f"--unrelated {folder}: that is what is verified; name monitors of other concepts"
+            )
+    return tuple(load_monitor(folder, identity) for folder in folders or ())
 
 
 def measures(
@@ -187,33 +237,3 @@ def phase_of(phase: str | None, examples: "Sequence[Example]") -> "Phase":
 
 def announce(num_passes: int) -> None:
     typer.echo(f"{num_passes:,} sequences will be run through the model", err=True)
-
-
-def show(section: "CausalSection") -> None:
-    """Effects as a table, then the verdict with its reasons."""
-    if section.necessity:
-        table = Table(
-            title=f"{section.mode}; behaviour {section.behaviour}; share of the difference between the classes"
-        )
-        for heading in ("", "effect (95 %)", "null edits (95 %)", "wrong sign", "p (Holm)"):
-            table.add_column(heading)
-        for name, effects in (("necessity", section.necessity), ("sufficiency", section.sufficiency)):
-            for found in effects:
-                table.add_row(*_row(name, found))
-        Console().print(table)
-    typer.echo(f"verdict: {section.verdict}" + (f" ({', '.join(section.flags)})" if section.flags else ""))
-    for reason in section.reasons:
-        typer.echo(f"- {reason}")
-
-
-def _row(name: str, found: "Effect") -> tuple[str, ...]:
-    e = found.effect
-    matched = "size" if found.matched_by == "norm" else "KL"
-    turned = "" if found.wrong_sign is None else f"{found.wrong_sign:.2f}"
-    return (
-        f"{name}, nulls of equal {matched}",
-        f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f})",
-        f"{found.null_low:.2f} to {found.null_high:.2f}",
-        turned,
-        f"{found.p_value:.3f}",
-    )

@@ -1,40 +1,30 @@
-"""The intervention part of the card: all edits of one monitor, and the null edits beside them."""
+"""The intervention part of the card: all edits of one monitor, and what they are compared with."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from monitors.base import Monitor
 from monitors.lab.causal.behaviour import Behaviour
-from monitors.lab.causal.directions import directions
-from monitors.lab.causal.edits import (
-    Axes,
-    Edit,
-    Writes,
-    axes_of,
-    null,
-    random_writes,
-    to_high,
-    to_low,
-    wrong_sign,
-)
-from monitors.lab.causal.effects import Paired, holm, p_value
+from monitors.lab.causal.downstream import Shifted, follow, later_points, moved
+from monitors.lab.causal.edits import Axes, Writes, axes_of, random_writes, to_high, to_low
+from monitors.lab.causal.effects import Paired
+from monitors.lab.causal.faithfulness import faithfulness
 from monitors.lab.causal.interventions import (
     DoseResponse,
     Prompts,
     dose_response,
-    faithfulness,
+    position_effects,
     site_effects,
 )
 from monitors.lab.causal.job import Verification, nearby
-from monitors.lab.causal.neutral import NeutralText, matched_scale
-from monitors.lab.causal.plan import MATCHING_STEPS
+from monitors.lab.causal.neutral import NeutralText
+from monitors.lab.causal.nulls import Both, Comparison
+from monitors.lab.causal.plan import Sizes
+from monitors.lab.causal.under_edit import Reader
 from monitors.lab.causal.verdict import Measured
 from monitors.lab.dataset import Example
-from monitors.lab.sections.base import Interval
-from monitors.lab.sections.causal import Effect, Specificity
+from monitors.lab.sections.causal import Downstream, Specificity, Unrelated
 from monitors.lab.statistics import Ints
 from monitors.types import HookPoint
 
@@ -52,120 +42,88 @@ class Bench:
         test: Sequence[Example],
         rows: Mapping[HookPoint, Tensor],
         labels: Ints,
-        sham_monitors: Sequence[Monitor],
+        shams: Sequence[Writes],
+        concepts: Sequence[Writes],
     ) -> None:
+        """rows, labels: of `select`. shams, concepts: where sham monitors and the unrelated ones point."""
         self._job, self._axes, self._rows, self._labels = job, axes, rows, labels
+        self._points = [axis.point for axis in axes]
+        self._shams, self._concepts = shams, concepts
         chosen = _at_most(test, job.plan.num_per_class, job.seed)
+        self._select = _at_most(select, job.plan.num_per_class, job.seed)
         neutral = job.data.neutral or tuple(e for e in select if e.label == 0)
         neutral = _some(neutral, job.plan.num_neutral, job.seed)
-        self._points = [axis.point for axis in axes]
+        last = max(self._points, key=lambda point: point.layer)
+        self._later = later_points(last, len(job.subject.blocks.layers), job.plan.num_later)
         self._sites = self._neighbours()
-        num_positive = sum(e.label == 1 for e in chosen)
-        total = job.plan.num_passes(
-            num_positive, len(chosen) - num_positive, len(neutral), behaviour.num_sequences, len(self._sites)
-        ) + 3 * len(job.data.harmful)
-        job.announce(total)
-        done = 0
-
-        def step(num: int) -> None:
-            nonlocal done
-            done += num
-            job.intervening(min(done, total), total)
-
-        exclude_first = job.recipe.exclude_first
-        from_last = job.recipe.phase == "response" or job.pooling == "last"
+        self._total = job.plan.num_passes(self._sizes(behaviour, chosen, len(neutral)))
+        self._done = 0
+        job.announce(self._total)
         self._prompts = Prompts(
             job.subject,
             behaviour,
             tuple(chosen),
-            np.array([e.label for e in chosen], dtype=np.int64),
-            from_last,
-            exclude_first,
-            step,
+            _labels(chosen),
+            job.from_last,
+            job.recipe.exclude_first,
+            self._step,
+            job.seed,
         )
-        self._neutral = NeutralText(job.subject, neutral, self._points, exclude_first, step)
-        self._step, self._from_last = step, from_last
-        by_seed = random_writes({p: rows[p] for p in self._points}, labels, job.plan.num_random, job.seed)
-        positives = {p: rows[p][torch.tensor(labels == 1)] for p in self._points}
-        self._random: list[Writes] = list(by_seed)
-        self._shams: list[Writes] = [
-            directions(sham, positives) for sham in sham_monitors[: job.plan.num_sham_edits]
-        ]
+        self._neutral = NeutralText(job.subject, neutral, self._points, job.recipe.exclude_first, self._step)
 
     def measure(self) -> tuple[Measured, DoseResponse | None]:
-        prompts, axes = self._prompts, self._axes
-        everyone = np.ones(len(prompts.examples), dtype=np.bool_)
+        prompts, axes, num = self._prompts, self._axes, len(self._prompts.examples)
+        base = prompts.measure((), None, np.ones(num, dtype=np.bool_))
         groups = np.array([e.group for e in prompts.examples])
-        base = prompts.measure((), None, everyone)
         paired = Paired(base, prompts.labels, groups, self._job.seed)
         difference = paired.difference
         if difference.low <= 0 <= difference.high:
-            return Measured(difference), None
-        necessity, sufficiency = self._effects(paired)
+            return Measured(difference, num_prompts=num), None
+        comparison = Comparison(prompts, paired, axes, self._neutral)
+        random = random_writes(
+            {p: self._rows[p] for p in self._points}, self._labels, self._job.plan.num_random, self._job.seed
+        )
+        concepts = [comparison.null(writes) for writes in self._concepts]
+        nulls = [*(comparison.null(writes) for writes in (*random, *self._shams)), *concepts]
+        necessity, sufficiency = comparison.effects(nulls, random if self._job.plan.match_kl else ())
         doses = dose_response(prompts, paired, axes)
+        downstream, unrelated = self._followed(paired, concepts)
         return Measured(
             difference,
             necessity,
             sufficiency,
-            self._specificity(),
-            faithfulness(prompts, paired, axes),
-            site_effects(prompts, paired, self._sites),
-            doses.anti_steerable,
+            specificity=self._specificity(),
+            faithfulness=faithfulness(prompts, paired, axes),
+            sites=site_effects(prompts, paired, self._sites),
+            positions=position_effects(prompts, paired, axes),
+            downstream=downstream,
+            unrelated=unrelated,
+            anti_steerable=doses.anti_steerable,
+            num_prompts=num,
         ), doses
 
-    def _effects(self, paired: Paired) -> tuple[tuple[Effect, ...], tuple[Effect, ...]]:
-        """Necessity and sufficiency, once per matching of the nulls."""
-        found: dict[bool, list[Effect]] = {False: [], True: []}
-        own = {
-            high: self._effect(paired, to_high(self._axes) if high else to_low(self._axes), high=high)
-            for high in found
-        }
-        opposite = {high: self._null(paired, wrong_sign(self._axes), high=high) for high in found}
-        by_norm = {
-            high: [self._null(paired, writes, high=high) for writes in (*self._random, *self._shams)]
-            for high in found
-        }
-        matchings = [("norm", by_norm)]
-        if self._job.plan.match_kl:
-            by_kl = {}
-            for high in found:
-                target = self._neutral.mean_kl(to_high(self._axes) if high else to_low(self._axes))
-                by_kl[high] = [self._matched(paired, writes, target, high=high) for writes in self._random]
-            matchings.append(("kl", by_kl))
-        for matched_by, nulls in matchings:
-            corrected = holm([p_value(own[high].value, nulls[high]) for high in found])
-            for high, p in zip(found, corrected, strict=True):
-                low_null, high_null = np.percentile(nulls[high], [2.5, 97.5])
-                found[high].append(
-                    Effect(
-                        effect=own[high],
-                        null_low=float(low_null),
-                        null_high=float(high_null),
-                        num_nulls=len(nulls[high]),
-                        p_value=p,
-                        matched_by="norm" if matched_by == "norm" else "kl",
-                        wrong_sign=opposite[high],
-                    )
-                )
-        return tuple(found[False]), tuple(found[True])
-
-    def _effect(self, paired: Paired, edit: Edit, *, high: bool) -> Interval:
-        """Of removing (from positives) or of writing (into negatives), each positive if behaviour moves as expected."""
-        rows = self._prompts.negative if high else self._prompts.positive
-        change = self._prompts.measure(self._points, edit, rows) - paired.base
-        return paired.effect(change if high else -change, rows)
-
-    def _null(self, paired: Paired, writes: Writes, *, high: bool, scale: float = 1.0) -> float:
-        return self._effect(paired, null(self._axes, writes, high=high, scale=scale), high=high).value
-
-    def _matched(self, paired: Paired, writes: Writes, target: float, *, high: bool) -> float:
-        scale = matched_scale(
-            self._neutral,
-            target,
-            lambda scale: null(self._axes, writes, high=high, scale=scale),
-            MATCHING_STEPS,
-        )
-        return self._null(paired, writes, high=high, scale=scale)
+    def _followed(
+        self, paired: Paired, concepts: Sequence[Both]
+    ) -> tuple[tuple[Downstream, ...], tuple[Unrelated, ...]]:
+        """What later probes and other monitors make of the edits."""
+        job = self._job
+        if not self._reads:
+            return (), ()
+        monitors = (job.monitor, *job.unrelated) if job.unrelated else ()
+        reader = Reader(job, self._points, self._later, monitors, self._step)
+        removing, writing = to_low(self._axes), to_high(self._axes)
+        natural, removed = (reader.read(self._select, edit) for edit in (None, removing))
+        test = Shifted(*(reader.read(self._prompts.examples, edit) for edit in (None, removing, writing)))
+        labels = _labels(self._select)
+        downstream = [follow(point, (natural, removed), labels, test, paired) for point in self._later]
+        multiples = moved(test, paired.labels) if monitors else ()
+        unrelated = [
+            Unrelated(monitor=monitor.name, necessity=necessity, sufficiency=sufficiency, moved=multiple)
+            for monitor, (necessity, sufficiency), multiple in zip(
+                job.unrelated, concepts, multiples, strict=True
+            )
+        ]
+        return tuple(downstream), tuple(unrelated)
 
     def _specificity(self) -> Specificity:
         # Neutral text lies in one class or near it: what must not matter is to put it at that class's mean.
@@ -179,7 +137,7 @@ class Bench:
             job.refusal,
             job.data.harmful,
             np.ones(len(job.data.harmful), dtype=np.int64),
-            self._from_last,
+            job.from_last,
             job.recipe.exclude_first,
             self._step,
         )
@@ -202,6 +160,33 @@ class Bench:
             point: axes_of({point: own.unit}, self._rows, self._labels)
             for point in nearby(own.point, self._job)
         }
+
+    @property
+    def _reads(self) -> bool:
+        return bool(self._later or self._job.unrelated)
+
+    def _sizes(self, behaviour: Behaviour, chosen: Sequence[Example], num_neutral: int) -> Sizes:
+        num_positive = sum(e.label == 1 for e in chosen)
+        num_negative = len(chosen) - num_positive
+        return Sizes(
+            num_positive=num_positive,
+            num_negative=num_negative,
+            num_neutral=num_neutral,
+            num_harmful=len(self._job.data.harmful),
+            num_select=len(self._select) if self._reads else 0,
+            num_differentiated=num_negative if len(self._axes) == 1 and behaviour.is_differentiable else 0,
+            num_sequences=behaviour.num_sequences,
+            num_sites=len(self._sites),
+            num_unrelated=len(self._job.unrelated),
+        )
+
+    def _step(self, num: int) -> None:
+        self._done += num
+        self._job.intervening(min(self._done, self._total), self._total)
+
+
+def _labels(examples: Sequence[Example]) -> Ints:
+    return np.array([e.label for e in examples], dtype=np.int64)
 
 
 def _at_most(examples: Sequence[Example], num_per_class: int, seed: int) -> list[Example]:

@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
-from monitors.lab.statistics import Ints
+from monitors.lab.statistics import Floats, Ints
 from monitors.types import HookPoint
 
 Edit = Callable[[HookPoint, Tensor, Tensor], Tensor]
@@ -104,14 +105,10 @@ def random_writes(rows: Mapping[HookPoint, Tensor], labels: Ints, num: int, seed
     difference of the classes is left out, because it is what is tested.
     """
     generator = torch.Generator().manual_seed(seed)
-    label = torch.tensor(labels)
-    weights = torch.randn(num, len(label), generator=generator, dtype=torch.float64)
+    weights = torch.randn(num, len(labels), generator=generator, dtype=torch.float64)
     drawn: list[dict[HookPoint, Tensor]] = [{} for _ in range(num)]
     for point, its in rows.items():
-        centred = its.double().clone()
-        for one in (0, 1):
-            centred[label == one] -= centred[label == one].mean(dim=0)
-        directions = weights @ centred
+        directions = weights @ _within_classes(its, labels)
         # Where nothing varies (identical prompts) any direction is as natural as another.
         still = torch.linalg.vector_norm(directions, dim=1) < _STILL
         directions[still] = torch.randn(
@@ -121,3 +118,24 @@ def random_writes(rows: Mapping[HookPoint, Tensor], labels: Ints, num: int, seed
         for number in range(num):
             drawn[number][point] = units[number].float()
     return list(drawn)
+
+
+def concept_writes(scores: Floats, rows: Mapping[HookPoint, Tensor], labels: Ints) -> Writes | None:
+    """Where a score of another concept varies: the covariance of its ranks with the rows, within the classes.
+
+    scores: [num_examples]; rows: as in `random_writes`. None if the score, or the rows with it, do not vary.
+    """
+    weights = _within_classes(torch.tensor(rankdata(scores))[:, None], labels)[:, 0]
+    found = {point: weights @ _within_classes(its, labels) for point, its in rows.items()}
+    norms = {point: torch.linalg.vector_norm(direction) for point, direction in found.items()}
+    if min(norms.values()) < _STILL:
+        return None
+    return {point: (direction / norms[point]).float() for point, direction in found.items()}
+
+
+def _within_classes(rows: Tensor, labels: Ints) -> Tensor:
+    """Rows less the mean of their class: [num_examples, d] float64."""
+    centred, label = rows.double().clone(), torch.tensor(labels)
+    for one in (0, 1):
+        centred[label == one] -= centred[label == one].mean(dim=0)
+    return centred

@@ -1,6 +1,6 @@
 """Forward passes of many sequences with an edit at hook points."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,15 @@ class Passage:
     owner: int = 0
 
 
+def edit_start(tokens: Tokens, *, from_last: bool, exclude_first: int) -> int:
+    """The first token that is edited: the prompt's last one, or its first in scope."""
+    last = tokens.num_prompt - 1
+    return last if from_last else min(exclude_first, last)
+
+
+Take = Callable[[int, Mapping[HookPoint, Tensor]], None]
+"""(index of a sequence, its rows at each hook point, [num_tokens, d_model] float32)."""
+
 Consume = Callable[[Sequence[int], Sequence[Tensor]], None]
 """(indices of the sequences of a batch, their logits, each [num_tokens, vocabulary] float32)."""
 
@@ -34,15 +43,19 @@ def run(
     points: Sequence[HookPoint],
     edit: Edit | None,
     *,
-    consume: Consume,
     step: Callable[[int], None],
+    consume: Consume | None = None,
+    watched: Sequence[HookPoint] = (),
+    take: Take | None = None,
     grad: bool = False,
 ) -> None:
     """Run all, sequences of like length together; padding stands at the end and is masked.
 
-    `step` is told how many sequences were run. Sequences of one owner are never parted.
+    `consume` gets the logits, `take` the rows at the points `watched`, as the edit left them. `step` is told how many
+    sequences were run. Sequences of one owner are never parted.
     """
     device = next(subject.model.parameters()).device
+    seen: dict[HookPoint, Tensor] = {}
     for batch in _batches(sequences):
         width = max(len(sequences[i].tokens.ids) for i in batch)
         ids = torch.zeros(len(batch), width, dtype=torch.int64)
@@ -55,10 +68,18 @@ def run(
             mask[row, :size] = 1
             edited[row, its.start : size if its.stop is None else its.stop] = True
         visit = _visitor(edit, edited.to(device), owners.to(device))
-        with torch.set_grad_enabled(grad), attach(subject.blocks, points if edit else (), visit):
+        with (
+            torch.set_grad_enabled(grad),
+            attach(subject.blocks, points if edit else (), visit),
+            attach(subject.blocks, watched, seen.__setitem__),
+        ):
             logits = subject.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-            own = [logits[row, : len(sequences[i].tokens.ids)].float() for row, i in enumerate(batch)]
-            consume(batch, own)
+            sizes = [len(sequences[i].tokens.ids) for i in batch]
+            if consume is not None:
+                consume(batch, [logits[row, :size].float() for row, size in enumerate(sizes)])
+        if take is not None:
+            for row, (index, size) in enumerate(zip(batch, sizes, strict=True)):
+                take(index, {point: seen[point][row, :size].float().cpu() for point in watched})
         step(len(batch))
 
 

@@ -1,7 +1,8 @@
-"""Necessity, sufficiency, doses, faithfulness and site: the test prompts run with edits."""
+"""The test prompts run with edits: doses, and the same edit at other layers and tokens."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, assert_never
 
 import numpy as np
 import torch
@@ -10,19 +11,19 @@ from scipy.stats import linregress, spearmanr
 from torch import Tensor
 
 from monitors.lab.causal.behaviour import Behaviour
-from monitors.lab.causal.edits import Axes, Edit, patch, push, to_high, to_low
+from monitors.lab.causal.edits import Axes, Edit, push, to_high, to_low
 from monitors.lab.causal.effects import Paired
-from monitors.lab.causal.forward import Passage, run
+from monitors.lab.causal.forward import Passage, edit_start, run
 from monitors.lab.causal.plan import DOSES
 from monitors.lab.dataset import Example
-from monitors.lab.sections.causal import Dose, Faithfulness, SiteEffect
+from monitors.lab.sections.causal import Dose, PositionEffect, SiteEffect
 from monitors.lab.statistics import Floats, Ints
 from monitors.lab.subject import Subject
 from monitors.types import HookPoint
 
 Rows = NDArray[np.bool_]
-
-_LEAST_FULL_EFFECT = 0.1  # below it, the share of a full patch's effect means nothing
+Where = Literal["scope", "last", "random"]
+"""What is edited: all tokens in scope, the prompt's last one, or one before it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,16 +37,22 @@ class Prompts:
     from_last: bool  # edits begin at the last token of the prompt, not at its first in scope
     exclude_first: int
     step: Callable[[int], None]
+    seed: int = 0  # of the random positions
     passages: tuple[Passage, ...] = field(init=False)
+    _drawn: tuple[int, ...] = field(init=False)  # a token of each prompt before its last, where it has one
 
     def __post_init__(self) -> None:
-        passages = []
+        passages, drawn = [], []
+        rng = np.random.default_rng(self.seed)
         for owner, example in enumerate(self.examples):
-            for tokens in self.behaviour.sequences(self.subject, example):
-                last = tokens.num_prompt - 1
-                start = last if self.from_last else min(self.exclude_first, last)
+            sequences = self.behaviour.sequences(self.subject, example)
+            for tokens in sequences:
+                start = edit_start(tokens, from_last=self.from_last, exclude_first=self.exclude_first)
                 passages.append(Passage(tokens, start, owner=owner))
+            last = sequences[0].num_prompt - 1
+            drawn.append(int(rng.integers(min(self.exclude_first, last - 1), last)) if last else 0)
         object.__setattr__(self, "passages", tuple(passages))
+        object.__setattr__(self, "_drawn", tuple(drawn))
 
     @property
     def positive(self) -> Rows:
@@ -56,15 +63,15 @@ class Prompts:
         return np.asarray(self.labels == 0)
 
     def measure(
-        self, points: Sequence[HookPoint], edit: Edit | None, rows: Rows, *, last_only: bool = False
+        self, points: Sequence[HookPoint], edit: Edit | None, rows: Rows, *, where: Where = "scope"
     ) -> Floats:
-        """Behaviour [n] of the prompts in `rows`, 0 elsewhere. `last_only`: edit the last token of the prompt alone."""
+        """Behaviour [n] of the prompts in `rows`, 0 elsewhere."""
         found = np.zeros(len(self.examples))
 
         def keep(owner: int, value: Tensor) -> None:
             found[owner] = float(value)
 
-        self._run(points, edit, rows, keep, last_only=last_only)
+        self._run(points, edit, rows, keep, where=where)
         return found
 
     def attribution(self, axes: Axes, rows: Rows) -> Floats:
@@ -102,7 +109,7 @@ class Prompts:
             found[point][owner.cpu()] = x.detach().float().cpu()
             return x
 
-        self._run([axis.point for axis in axes], watch, rows, lambda owner, value: None, last_only=True)
+        self._run([axis.point for axis in axes], watch, rows, lambda owner, value: None, where="last")
         return found
 
     def _run(
@@ -112,12 +119,10 @@ class Prompts:
         rows: Rows,
         keep: Callable[[int, Tensor], None],
         *,
-        last_only: bool = False,
+        where: Where = "scope",
         after_batch: Callable[[], None] | None = None,
     ) -> None:
-        chosen = [passage for passage in self.passages if rows[passage.owner]]
-        if last_only:
-            chosen = [replace(p, start=p.tokens.num_prompt - 1, stop=p.tokens.num_prompt) for p in chosen]
+        chosen = [self._edited(passage, where) for passage in self.passages if rows[passage.owner]]
 
         def consume(indices: Sequence[int], logits: Sequence[Tensor]) -> None:
             by_owner: dict[int, list[tuple[Passage, Tensor]]] = {}
@@ -130,6 +135,18 @@ class Prompts:
                 after_batch()
 
         run(self.subject, chosen, points, edit, consume=consume, step=self.step, grad=after_batch is not None)
+
+    def _edited(self, passage: Passage, where: Where) -> Passage:
+        match where:
+            case "scope":
+                return passage
+            case "last":
+                at = passage.tokens.num_prompt - 1
+            case "random":
+                at = self._drawn[passage.owner]
+            case _:
+                assert_never(where)
+        return replace(passage, start=at, stop=at + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,81 +181,29 @@ def dose_response(prompts: Prompts, paired: Paired, axes: Axes) -> DoseResponse:
     )
 
 
-def faithfulness(prompts: Prompts, paired: Paired, axes: Axes) -> Faithfulness | None:
-    """Patch negatives from positives, along the direction and in full, at the last token; how natural edits are.
-
-    None if even the full patch does next to nothing at that place, so that there is nothing to compare with.
-    """
-    points = [axis.point for axis in axes]
-    negative = np.flatnonzero(prompts.negative)
-    positive = np.flatnonzero(prompts.positive)
-    rows = prompts.donors(axes, prompts.positive)
-    giver = torch.zeros(len(prompts.examples), dtype=torch.int64)
-    giver[negative] = torch.tensor(np.resize(positive, len(negative)))
-    donors = {point: its[giver] for point, its in rows.items()}
-    along, full = (
-        paired.effect(
-            prompts.measure(points, patch(axes, donors, whole=whole), prompts.negative, last_only=True)
-            - paired.base,
-            prompts.negative,
-        ).value
-        for whole in (False, True)
-    )
-    natural = _Watched(None, axes)
-    prompts.measure(points, natural, np.ones(len(prompts.examples), dtype=np.bool_))
-    edited = _Watched(to_high(axes), axes)
-    written = prompts.measure(points, edited, prompts.negative)
-    if abs(full) < _LEAST_FULL_EFFECT:
-        return None
-    agreement = None
-    if len(axes) == 1 and prompts.behaviour.is_differentiable:
-        estimate = prompts.attribution(axes, prompts.negative)
-        change = written - paired.base
-        agreement = float((np.sign(estimate) == np.sign(change))[prompts.negative].mean())
-    return Faithfulness(
-        patch_ratio=along / full,
-        on_distribution=edited.share_within(natural),
-        norm_ratio=edited.norm_ratio,
-        gradient_agreement=agreement,
-    )
-
-
-class _Watched:
-    """An edit that remembers the projections that it leaves and how much longer it makes rows."""
-
-    def __init__(self, edit: Edit | None, axes: Axes) -> None:
-        self._edit, self._units = edit, {axis.point: axis.unit for axis in axes}
-        self.projections: dict[HookPoint, list[Tensor]] = {}
-        self.norm_ratio = 1.0
-
-    def __call__(self, point: HookPoint, x: Tensor, owner: Tensor) -> Tensor:
-        changed = x if self._edit is None else self._edit(point, x, owner)
-        self.projections.setdefault(point, []).append((changed @ self._units[point].to(x)).cpu())
-        ratios = torch.linalg.vector_norm(changed, dim=1) / torch.linalg.vector_norm(x, dim=1)
-        self.norm_ratio = max(self.norm_ratio, float(ratios.nan_to_num(nan=1.0, posinf=1.0).max()))
-        return changed
-
-    def share_within(self, natural: "_Watched") -> float:
-        """The share of projections within the natural 1 to 99 %."""
-        inside, total = 0, 0
-        for point, parts in self.projections.items():
-            own, usual = torch.cat(parts).numpy(), torch.cat(natural.projections[point]).numpy()
-            low, high = np.percentile(usual, [1, 99])
-            inside, total = inside + int(((own >= low) & (own <= high)).sum()), total + len(own)
-        return inside / total
-
-
 def site_effects(prompts: Prompts, paired: Paired, sites: Mapping[HookPoint, Axes]) -> tuple[SiteEffect, ...]:
     """Necessity and sufficiency of the same direction at other layers."""
     found = []
     for point, axes in sites.items():
-        removed = prompts.measure([point], to_low(axes), prompts.positive)
-        written = prompts.measure([point], to_high(axes), prompts.negative)
-        found.append(
-            SiteEffect(
-                hook_point=str(point),
-                necessity=paired.effect(paired.base - removed, prompts.positive).value,
-                sufficiency=paired.effect(written - paired.base, prompts.negative).value,
-            )
-        )
+        necessity, sufficiency = _both(prompts, paired, axes)
+        found.append(SiteEffect(hook_point=str(point), necessity=necessity, sufficiency=sufficiency))
     return tuple(found)
+
+
+def position_effects(prompts: Prompts, paired: Paired, axes: Axes) -> tuple[PositionEffect, ...]:
+    """Necessity and sufficiency of the same edit of one token: the prompt's last, and one at random before it."""
+    places: tuple[Literal["last", "random"], ...] = ("last", "random")
+    found = []
+    for where in places:
+        necessity, sufficiency = _both(prompts, paired, axes, where)
+        found.append(PositionEffect(position=where, necessity=necessity, sufficiency=sufficiency))
+    return tuple(found)
+
+
+def _both(prompts: Prompts, paired: Paired, axes: Axes, where: Where = "scope") -> tuple[float, float]:
+    points = [axis.point for axis in axes]
+    removed = prompts.measure(points, to_low(axes), prompts.positive, where=where)
+    written = prompts.measure(points, to_high(axes), prompts.negative, where=where)
+    necessity = paired.effect(paired.base - removed, prompts.positive)
+    sufficiency = paired.effect(written - paired.base, prompts.negative)
+    return necessity.value, sufficiency.value

@@ -26,6 +26,7 @@ class Subjects:
     neutral: tuple[Example, ...] = ()  # without: negatives that are not tested
     harmful: tuple[Example, ...] = ()  # that should be refused, for the safety regression
     masked: tuple[Example, ...] = ()  # test examples with the telling text masked, labelled
+    paraphrased: tuple[Example, ...] = ()  # test examples in other words or another language, labelled
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,12 +40,23 @@ class Verification:
     recipe: Recipe  # shams are fitted by it
     behaviour: Behaviour | None
     refusal: Behaviour | None = None  # how a refusal starts; with harmful examples
+    unrelated: tuple[Monitor, ...] = ()  # of other concepts, on the same model
     pooling: Pooling = "mean"  # over which tokens class means are taken; last: edits begin there, too
     statistic: Statistic = "max"  # of the running score, by which reading is told; vectors: last
     seed: int = 0
     announce: Callable[[int], None] = field(default=lambda passes: None)  # the cost, before the run
     reading: Progress = no_progress
     intervening: Progress = no_progress
+
+    @property
+    def from_last(self) -> bool:
+        """Edits begin at the prompt's last token, where a reply is decided, not at the first in scope."""
+        return self.recipe.phase == "response" or self.pooling == "last"
+
+    @property
+    def reading_statistic(self) -> Statistic:
+        """An encoder's early tokens see the later ones, so that its running score has one value that counts."""
+        return self.statistic if self.subject.is_causal else "last"
 
 
 def nearby(point: HookPoint, job: Verification) -> tuple[HookPoint, ...]:

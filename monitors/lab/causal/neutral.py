@@ -1,6 +1,8 @@
 """What an edit does to text that has nothing to do with the behaviour."""
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,6 +16,9 @@ from monitors.lab.statistics import Floats
 from monitors.lab.subject import Subject, Tokens
 from monitors.types import HookPoint
 
+_ENOUGH = 1.1  # factor from the target within which we try no more
+_WEAKER = 2 / 3  # of the target
+_TINY = 1e-12
 _MAX_TOKENS = 64  # of each text: the unedited log-probabilities of all of them are held
 
 
@@ -80,11 +85,32 @@ class NeutralText:
         return np.maximum(kl, 0.0), loss, same
 
 
-def matched_scale(neutral: NeutralText, target: float, edit_at: Callable[[float], Edit], steps: int) -> float:
-    """The scale at which a null edit's mean KL on neutral text is `target`: KL grows about as the square of the scale."""
-    scale = 1.0
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """How far an edit is scaled, and what its mean KL on neutral text then is, as a multiple of the target."""
+
+    scale: float
+    ratio: float
+
+    @property
+    def is_weaker(self) -> bool:
+        """It does so much less to neutral text that to beat it proves little."""
+        return self.ratio < _WEAKER
+
+
+def matched_scale(
+    neutral: NeutralText, target: float, edit_at: Callable[[float], Edit], steps: int
+) -> Matched:
+    """The scale at which a null edit's mean KL on neutral text comes nearest to `target` (above 0), in at most `steps` tries.
+
+    KL grows about as the square of the scale, until it saturates.
+    """
+    scale, best = 1.0, Matched(1.0, math.inf)
     for _ in range(steps):
-        found = neutral.mean_kl(edit_at(scale))
-        factor = (target / found) ** 0.5 if found > 0 else 4.0
-        scale = min(max(scale * min(max(factor, 0.25), 4.0), 1 / 64), 64.0)
-    return scale
+        ratio = neutral.mean_kl(edit_at(scale)) / target
+        if abs(math.log(max(ratio, _TINY))) < abs(math.log(max(best.ratio, _TINY))):
+            best = Matched(scale, ratio)
+        if 1 / _ENOUGH < ratio < _ENOUGH:
+            break
+        scale = min(max(scale * min(max(ratio, 1 / 16), 16.0) ** -0.5, 1 / 64), 64.0)
+    return best

@@ -13,7 +13,7 @@ from monitors.lab.recipes import Recipe, fit
 from monitors.lab.scoring import Scorer
 from monitors.lab.sections.base import Statistic
 from monitors.lab.sections.causal import Read
-from monitors.lab.statistics import Floats, Ints, auroc, auroc_interval
+from monitors.lab.statistics import Floats, Ints, auroc, auroc_interval, tpr_at
 from monitors.types import HookPoint
 
 _TINY = 1e-12
@@ -51,6 +51,7 @@ def read(
     statistic: Statistic,
     num_random_draws: int,
     masked: Pooled | None,
+    paraphrased: Pooled | None,
     seed: int,
 ) -> Read:
     """AUROC on the test examples, with what it must beat beside it."""
@@ -71,6 +72,7 @@ def read(
     words = tfidf(split.select.acts.examples, select_labels, test.acts.examples)
     return Read(
         auroc=own,
+        tpr_at_1pct=tpr_at(labels, scores[:, 0], 0.01),
         random=random_summary(random),
         random_percentile=float((random <= own.value).mean()),
         sham_aurocs=tuple(sham_aurocs.tolist()),
@@ -79,10 +81,16 @@ def read(
         length_auroc=float(_either_sign(aurocs(labels, lengths[:, None]))[0]),
         tfidf_auroc=auroc(labels, words),
         first_layer_auroc=auroc(labels, scores[:, 1]),
-        masked_auroc=None
-        if masked is None
-        else auroc(masked.acts.labels, _scores([monitor], masked, recipe, statistic)[:, 0]),
+        masked_auroc=_auroc_on(masked, monitor, recipe, statistic),
+        paraphrased_auroc=_auroc_on(paraphrased, monitor, recipe, statistic),
     )
+
+
+def _auroc_on(other: Pooled | None, monitor: Monitor, recipe: Recipe, statistic: Statistic) -> float | None:
+    """On other examples; None if there are none."""
+    if other is None:
+        return None
+    return auroc(other.acts.labels, _scores([monitor], other, recipe, statistic)[:, 0])
 
 
 def aurocs(labels: Ints, scores: Floats) -> Floats:
@@ -101,10 +109,17 @@ def beaten(labels: Ints, own: Floats, others: Floats) -> float:
     pair = np.column_stack([own, others])
     found = aurocs(labels, pair)
     better = np.maximum(found[1:], 1 - found[1:])
-    logits = np.log(np.clip(pair, _TINY, None)) - np.log(np.clip(1 - pair, _TINY, None))
-    distances = _separation(labels, logits if ((pair >= 0) & (pair <= 1)).all() else pair)
+    distances = _separation(labels, log_odds(pair))
     wins = (found[0] > better) | ((found[0] == better) & (distances[0] > np.abs(distances[1:])))
     return float(wins.mean())
+
+
+def log_odds(scores: Floats) -> Floats:
+    """Those columns of `scores` [n, m] that are probabilities, as log-odds; the others as they are."""
+    are = ((scores >= 0) & (scores <= 1)).all(axis=0)
+    p = np.where(are, scores, 0.5)
+    logits = np.log(np.maximum(p, _TINY)) - np.log(np.maximum(1 - p, _TINY))
+    return np.asarray(np.where(are, logits, scores))
 
 
 def _separation(labels: Ints, scores: Floats) -> Floats:

@@ -1,20 +1,23 @@
 """The whole card of a monitor: reading, then interventions, then the verdict."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from monitors.lab.activations import collect
 from monitors.lab.baselines import folds
 from monitors.lab.causal.bench import Bench
 from monitors.lab.causal.directions import directions
-from monitors.lab.causal.edits import axes_of
+from monitors.lab.causal.edits import Writes, axes_of, concept_writes
 from monitors.lab.causal.job import Verification, nearby
 from monitors.lab.causal.reading import Split, read, shams
 from monitors.lab.causal.verdict import judge
 from monitors.lab.dataset import Example, dataset_digest
 from monitors.lab.pooling import Pooled
+from monitors.lab.scoring import Scorer
 from monitors.lab.sections.causal import CausalSection
 from monitors.lab.statistics import Floats
 from monitors.types import HookPoint
@@ -34,20 +37,23 @@ def verify(job: Verification, cache: Path, weights_sha256: str) -> CausalSection
     )
     labels = pooled.select.acts.labels
     rows = {point: torch.tensor(_rows(job, pooled.select, point)).float() for point in points}
-    own = directions(job.monitor, {point: its[torch.tensor(labels == 1)] for point, its in rows.items()})
+    positives = {point: its[torch.tensor(labels == 1)] for point, its in rows.items()}
+    own = directions(job.monitor, positives)
     axes = axes_of(own, rows, labels)
     sham_monitors = shams(job.recipe, pooled, job.plan.num_shams, job.seed)
-    masked = None
-    if job.data.masked:
-        masked = Pooled(collect(job.subject, job.data.masked, points, cache, progress=job.reading))
+    masked, paraphrased = (
+        Pooled(collect(job.subject, part, points, cache, progress=job.reading)) if part else None
+        for part in (job.data.masked, job.data.paraphrased)
+    )
     reading = read(
         job.monitor,
         job.recipe,
         pooled,
         sham_monitors,
-        statistic=job.statistic if job.subject.is_causal else "last",
+        statistic=job.reading_statistic,
         num_random_draws=job.plan.num_random_reads,
         masked=masked,
+        paraphrased=paraphrased,
         seed=job.seed,
     )
     measured = found = None
@@ -60,7 +66,8 @@ def verify(job: Verification, cache: Path, weights_sha256: str) -> CausalSection
             test=test,
             rows=rows,
             labels=labels,
-            sham_monitors=sham_monitors,
+            shams=[directions(sham, positives) for sham in sham_monitors[: job.plan.num_sham_edits]],
+            concepts=_concepts(job, pooled.select, {point: rows[point] for point in own}),
         )
         measured, found = bench.measure()
     judgement = judge(reading, measured)
@@ -70,6 +77,7 @@ def verify(job: Verification, cache: Path, weights_sha256: str) -> CausalSection
         num_examples=len(test),
         seed=job.seed,
         mode=job.plan.mode,
+        num_prompts=measured.num_prompts if measured else None,
         phase=job.recipe.phase,
         behaviour=job.behaviour.name if job.behaviour else None,
         hook_point=", ".join(str(axis.point) for axis in axes),
@@ -84,6 +92,9 @@ def verify(job: Verification, cache: Path, weights_sha256: str) -> CausalSection
         specificity=measured.specificity if measured else None,
         faithfulness=measured.faithfulness if measured else None,
         sites=measured.sites if measured else (),
+        positions=measured.positions if measured else (),
+        downstream=measured.downstream if measured else (),
+        unrelated=measured.unrelated if measured else (),
         flags=judgement.flags,
         verdict=judgement.verdict,
         reasons=judgement.reasons,
@@ -93,7 +104,7 @@ def verify(job: Verification, cache: Path, weights_sha256: str) -> CausalSection
 def _split(job: Verification) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Examples to fit on, and to test on; groups whole. Raises ValueError if that leaves too few."""
     examples = job.data.test
-    for part in (examples, job.data.train, job.data.masked):
+    for part in (examples, job.data.train, job.data.masked, job.data.paraphrased):
         if unknown := sum(e.label is None for e in part):
             raise ValueError(f"{unknown} of {len(part)} examples have no label; label them or leave them out")
     select, test = job.data.train, examples
@@ -118,10 +129,28 @@ def _split(job: Verification) -> tuple[tuple[Example, ...], tuple[Example, ...]]
 
 
 def _points(job: Verification) -> tuple[HookPoint, ...]:
-    """The first block's output, what the monitor reads, and the places around."""
+    """The first block's output, what the monitors read, and the places around."""
     own = job.monitor.hook_points
     around = nearby(own[0], job) if len(own) == 1 else ()
-    return tuple(dict.fromkeys((HookPoint(0), *own, *around)))
+    others = (point for monitor in job.unrelated for point in monitor.hook_points)
+    return tuple(dict.fromkeys((HookPoint(0), *own, *around, *others)))
+
+
+def _concepts(job: Verification, select: Pooled, rows: Mapping[HookPoint, Tensor]) -> list[Writes]:
+    """Where the scores of each unrelated monitor vary. Raises ValueError for one whose scores don't."""
+    if not job.unrelated or job.behaviour is None:
+        return []
+    scores = Scorer(job.unrelated).statistic(select.acts, job.recipe.phase, job.reading_statistic)
+    found = []
+    for monitor, column in zip(job.unrelated, scores.T, strict=True):
+        writes = concept_writes(column, rows, select.acts.labels)
+        if writes is None:
+            raise ValueError(
+                f"monitor {monitor.name!r} says the same of all examples in the {job.recipe.phase}, so it has no direction "
+                "to compare with: leave it out of --unrelated"
+            )
+        found.append(writes)
+    return found
 
 
 def _rows(job: Verification, pooled: Pooled, point: HookPoint) -> Floats:

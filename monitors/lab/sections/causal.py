@@ -8,6 +8,7 @@ from monitors.types import CausalVerdict
 
 class Read(CardPart):
     auroc: Interval
+    tpr_at_1pct: Interval | None = None  # at 1 % false positives; None: fewer than 100 negatives
     random: RandomDirections
     random_percentile: float  # share of random directions that read no better than the monitor
     sham_aurocs: tuple[float, ...]  # the same recipe on permuted labels
@@ -17,6 +18,7 @@ class Read(CardPart):
     tfidf_auroc: float
     first_layer_auroc: float
     masked_auroc: float | None = None  # with the telling text masked; None: no masked examples were given
+    paraphrased_auroc: float | None = None  # in other words or another language; None: none were given
 
 
 class Effect(CardPart):
@@ -29,7 +31,9 @@ class Effect(CardPart):
     p_value: (
         float  # (1 + #{|null| >= |effect|}) / (1 + #nulls), Holm-corrected over necessity and sufficiency
     )
+    z: float | None = None  # (effect - mean of the nulls) / their standard deviation
     matched_by: Literal["norm", "kl"] = "norm"
+    num_unmatched: int = 0  # nulls whose KL stayed below 2/3 of the edit's: weaker than they should be
     wrong_sign: float | None = None  # effect of the same edit with the direction turned round
 
 
@@ -51,7 +55,7 @@ class Specificity(CardPart):
 class Faithfulness(CardPart):
     patch_ratio: float  # effect of patching the direction alone / of patching the full residual
     on_distribution: float  # share of edited projections within the natural 1 to 99 %
-    norm_ratio: float  # largest ||x'|| / ||x||
+    norm_ratio: float  # mean ||x'|| / mean ||x|| in the class of longer rows; the larger of both edits
     gradient_agreement: float | None = None  # attribution patching: share of prompts with the same sign
 
 
@@ -61,9 +65,43 @@ class SiteEffect(CardPart):
     sufficiency: float | None
 
 
+class PositionEffect(CardPart):
+    """The same edit of one token."""
+
+    position: Literal[
+        "last", "random"
+    ]  # the prompt's last token, or one before it, drawn anew for each prompt
+    necessity: float
+    sufficiency: float
+
+
+class Downstream(CardPart):
+    """What a later layer makes of the edits, by logistic probes that were fitted there."""
+
+    hook_point: str
+    natural_auroc: (
+        float  # of the probe on rows without an edit; the other figures mean nothing if it reads nothing
+    )
+    removed: Interval  # share of the probe's class gap that removal takes from positives
+    written: Interval  # share that writing gives to negatives
+    refit_auroc: float  # of a probe fitted, and tested, on rows of which all had the direction removed
+
+
+class Unrelated(CardPart):
+    """Another monitor, which the user says is of another concept."""
+
+    monitor: str
+    necessity: float  # what a null edit does that is written where this monitor's score varies
+    sufficiency: float
+    moved: float | None = None
+    """How far the edits move its score, as a multiple of how far they move the own monitor's; both in standard
+    deviations over the prompts. None: it reads nothing here that can be told apart."""
+
+
 class CausalSection(Section):
     mode: Literal["quick", "full"]
     phase: Phase
+    num_prompts: int | None = None  # that were intervened on
     behaviour: str | None  # how behaviour was measured; None: it was not, so only reading was tested
     hook_point: str
     gap: float  # distance of the class means along the direction
@@ -77,6 +115,9 @@ class CausalSection(Section):
     specificity: Specificity | None = None
     faithfulness: Faithfulness | None = None
     sites: tuple[SiteEffect, ...] = ()
-    flags: tuple[str, ...] = ()  # illusion-risk, entangled, leaky, fragile-layer
+    positions: tuple[PositionEffect, ...] = ()
+    downstream: tuple[Downstream, ...] = ()
+    unrelated: tuple[Unrelated, ...] = ()
+    flags: tuple[str, ...] = ()  # entangled, leaky, wording, illusion-risk, fragile-layer, anti-steerable
     verdict: CausalVerdict
     reasons: tuple[str, ...]  # in sentences, why this verdict
