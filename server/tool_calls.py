@@ -9,8 +9,8 @@ import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
 
-_OPEN = "<tool_call>"
-_CLOSE = "</tool_call>"
+OPEN = "<tool_call>"
+CLOSE = "</tool_call>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ def reads_calls_of(chat_template: str, special_tokens: Collection[str]) -> bool:
     shows_tools = "tools" in chat_template
     return (
         shows_tools
-        and all(tag in chat_template for tag in (_OPEN, _CLOSE))
-        and not {_OPEN, _CLOSE} & set(special_tokens)
+        and all(tag in chat_template for tag in (OPEN, CLOSE))
+        and not {OPEN, CLOSE} & set(special_tokens)
     )
 
 
@@ -53,17 +53,17 @@ class ToolCallReader:
         self._waiting += text
         pieces: list[Piece] = []
         while True:
-            before, tag, after = self._waiting.partition(_CLOSE if self._is_inside else _OPEN)
+            before, tag, after = self._waiting.partition(CLOSE if self._is_inside else OPEN)
             if not tag:
                 break
             self._waiting = after
             if self._is_inside:
-                pieces.append(self._call(before) or f"{_OPEN}{before}{_CLOSE}")
+                pieces.append(self._call(before) or f"{OPEN}{before}{CLOSE}")
             else:
                 pieces.append(self._trimmed(before))
             self._is_inside = not self._is_inside
         if not self._is_inside:
-            settled = self._waiting[: len(self._waiting) - _overlap(self._waiting, _OPEN)]
+            settled = self._waiting[: len(self._waiting) - _overlap(self._waiting, OPEN)]
             settled = self._trimmed(settled)
             pieces.append(settled)
             self._waiting = self._waiting[len(settled) :]
@@ -75,7 +75,7 @@ class ToolCallReader:
         if not self._is_inside:
             return [text] if (text := self._trimmed(rest)) else []
         self._is_inside = False
-        return [self._call(rest) or f"{_OPEN}{rest}"]
+        return [self._call(rest) or f"{OPEN}{rest}"]
 
     def _call(self, text: str) -> ToolCall | None:
         try:

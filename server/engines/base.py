@@ -22,6 +22,10 @@ class FinishReason(StrEnum):
     LENGTH = "length"  # max_tokens or the model's context
 
 
+class Grammar(Protocol):
+    """What a reply is held to, token by token: made by the engine that runs it (`Engine.compile`), and known to it alone."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one response is drawn. Defaults are OpenAI's."""
@@ -41,6 +45,7 @@ class SamplingParams:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     logprobs: int | None = None  # None: none; k: the sampled token's and the top k
     prompt_logprobs: int | None = None  # the same for every prompt token (`echo` with `logprobs`)
+    grammar: Grammar | None = None  # only tokens that it allows are drawn, the end of the reply among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class EngineRequest:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token with its log-probability (nats), from the raw logits before penalties and temperature."""
+    """A token with its log-probability (nats), from the raw logits before grammar, penalties and temperature."""
 
     token_id: int
     text: str
@@ -150,6 +155,13 @@ class Engine(Protocol):
     @property
     def is_alive(self) -> bool:
         """Whether it was started and still runs steps."""
+        ...
+
+    async def compile(self, source: str) -> Grammar:
+        """What replies can be held to, from a grammar's source (server/grammars/source.py).
+
+        Raises RequestRefused, which tells what is wrong with it without quoting it, and EngineBusy.
+        """
         ...
 
     def generate(self, request: EngineRequest) -> AsyncGenerator[StepOutput, None]:

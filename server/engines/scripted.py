@@ -21,6 +21,7 @@ from server.engines.base import (
     EngineRequest,
     EngineStopped,
     FinishReason,
+    Grammar,
     RequestRefused,
     SteerCommand,
     StepOutput,
@@ -115,6 +116,9 @@ class ScriptedEngine:
 
     async def stop(self) -> None:
         self._stopped = True
+
+    async def compile(self, source: str) -> Grammar:
+        raise RequestRefused("not supported by this server: its engine plays a script")
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[StepOutput, None]:
         if not request.prompt_ids:

@@ -23,6 +23,7 @@ from server.engines.base import (
     EngineLoad,
     EngineRequest,
     EngineStopped,
+    Grammar,
     RequestRefused,
     SteerCommand,
     StepOutput,
@@ -71,6 +72,11 @@ class _Run:
     asked: float = 0.0  # when it did so
     over: bool = False  # ended, failed or abandoned
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it takes part in the next step: its consumer asks for it, and what its grammar allows is known."""
+        return self.admitted and self.ready and not self.sequence.sampler.is_waiting
+
 
 class TransformersEngine:
     """Continuous batching over a slot-KV cache, in lockstep with the consumers (see `Engine`)."""
@@ -98,6 +104,9 @@ class TransformersEngine:
             prefix_cache=PrefixCache(settings.prefix_cache_tokens // BLOCK),
         )
         self._loaded = loaded
+        self._grammars = GrammarCompiler(
+            loaded.tokenizer, num_ids=loaded.vocab_size, eos_token_ids=loaded.eos_token_ids
+        )
         self._describe = describe_token(loaded.tokenizer)
         self._settings = settings
         self.info = EngineInfo(
@@ -144,6 +153,9 @@ class TransformersEngine:
             _log.error("the engine's last step hangs; it is left behind")
         await asyncio.to_thread(self._grammars.close)
         self._runtime.close()
+
+    async def compile(self, source: str) -> Grammar:
+        return await self._grammars.compile(source)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[StepOutput, None]:
         run = self._enqueue(request)
@@ -192,7 +204,7 @@ class TransformersEngine:
         )
 
     def _step_age_s(self) -> float:
-        due = [run.asked for run in self._running.values() if run.ready and run.admitted]
+        due = [run.asked for run in self._running.values() if run.is_due]
         if self._waiting and self._stepper.rows.can_admit(self._ready()):
             due.append(self._waiting[0].asked)
         if self._step_started is not None:  # whoever asked for it may be gone
@@ -247,8 +259,7 @@ class TransformersEngine:
                     self._notify(run)
 
     def _ready(self) -> set[Sequence]:
-        """The admitted sequences whose consumers ask for more."""
-        return {run.sequence for run in self._running.values() if run.admitted and run.ready}
+        return {run.sequence for run in self._running.values() if run.is_due}
 
     def _free_abandoned(self) -> None:
         for run in [run for run in self._running.values() if run.over]:
@@ -308,13 +319,23 @@ class TransformersEngine:
         if any(not 0 <= token_id < self._loaded.vocab_size for token_id in named):
             raise RequestRefused("logit_bias or stop_token_ids names a token id outside the vocabulary")
         tokenizer = self._loaded.tokenizer
+        matching = None
+        if sampling.grammar is not None:
+            assert isinstance(sampling.grammar, CompiledGrammar), "a grammar of another engine"  # noqa: S101
+            matching = sampling.grammar.begin(self._wake_soon)
         return Sequence(
             request=request,
             max_tokens=room if sampling.max_tokens is None else sampling.max_tokens,
-            sampler=Sampler(sampling, ids, self._loaded.model.device),
+            sampler=Sampler(sampling, ids, self._loaded.model.device, matching),
             text=SettledText(stream_decoder(tokenizer, ids), sampling.stop),
             describe=self._describe,
         )
+
+    def _wake_soon(self) -> None:
+        """From any thread."""
+        if self._loop_task is not None:
+            with suppress(RuntimeError):  # its loop is closed
+                self._loop_task.get_loop().call_soon_threadsafe(self._wake.set)
 
     async def _next(self, run: _Run) -> StepOutput:
         run.ready, run.asked = True, time.monotonic()

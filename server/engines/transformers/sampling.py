@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from server.engines.base import SamplingParams
+from server.grammars.matching import Matching
 
 _GREEDY = 1e-5  # temperatures below this are the argmax: dividing by them would overflow
+_NOT_FINITE = "the model's logits are not finite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +25,19 @@ class Drawn:
 
 
 class Sampler:
-    """One request's sampling: its parameters, its random generator, and the counts that penalties need."""
+    """One request's sampling: its parameters, its random generator, its grammar, and the counts that penalties need."""
 
-    __slots__ = ("_bias", "_counts", "_generator", "_params", "_prompt_ids")
+    __slots__ = ("_bias", "_counts", "_generator", "_matching", "_params", "_prompt_ids")
 
-    def __init__(self, params: SamplingParams, prompt_ids: list[int], device: torch.device) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: list[int],
+        device: torch.device,
+        matching: Matching | None = None,
+    ) -> None:
         self._params = params
+        self._matching = matching  # to `params.grammar`
         self._generator = torch.Generator(device=device)
         self._generator.manual_seed(params.seed if params.seed is not None else secrets.randbits(63))
         self._counts: Counter[int] = Counter()
@@ -43,7 +52,13 @@ class Sampler:
     def is_plain_greedy(self) -> bool:
         """Whether the argmax of the raw logits is all that is asked for (one argmax then serves the batch)."""
         p = self._params
-        return p.temperature < _GREEDY and p.logprobs is None and self._bias is None and not self._penalises
+        is_raw = self._matching is None and self._bias is None and not self._penalises
+        return is_raw and p.temperature < _GREEDY and p.logprobs is None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether drawing would wait for what the grammar allows."""
+        return self._matching is not None and not self._matching.is_ready
 
     @property
     def _penalises(self) -> bool:
@@ -51,11 +66,16 @@ class Sampler:
         return bool(p.frequency_penalty or p.presence_penalty or p.repetition_penalty != 1.0)
 
     def draw(self, raw: Tensor) -> Drawn:
-        """Sample from raw logits [vocab]. Raises ValueError if they are not finite enough to draw from."""
+        """Sample from raw logits [vocab].
+
+        Raises ValueError if they are not finite enough to draw from, RequestRefused where the grammar gives out.
+        """
         raw = raw.float()
-        adjusted = self._adjust(raw)
-        token_id = int(adjusted.argmax()) if self._params.temperature < _GREEDY else self._draw(adjusted)
+        adjusted = self._allow(self._adjust(raw))
+        token_id = self._best(adjusted) if self._params.temperature < _GREEDY else self._draw(adjusted)
         self._counts[token_id] += 1
+        if self._matching is not None:
+            self._matching.take(token_id)
         if self._params.logprobs is None:
             return Drawn(token_id, None, ())
         return with_logprobs(raw[None], [token_id], self._params.logprobs)[0]
@@ -82,6 +102,20 @@ class Sampler:
             logits[ids] += bias
         return logits
 
+    def _allow(self, logits: Tensor) -> Tensor:
+        """Nothing but what the grammar allows, whatever bias and penalties say."""
+        if self._matching is None:
+            return logits
+        allowed = torch.from_numpy(self._matching.allowed()).to(logits.device)
+        return logits.masked_fill(~allowed, -torch.inf)
+
+    @staticmethod
+    def _best(logits: Tensor) -> int:
+        best = logits.max(dim=-1)
+        if not bool(torch.isfinite(best.values)):
+            raise ValueError(_NOT_FINITE)
+        return int(best.indices)
+
     def _draw(self, logits: Tensor) -> int:
         params = self._params
         logits = logits / params.temperature
@@ -94,7 +128,7 @@ class Sampler:
         if params.top_p < 1.0:
             probabilities = _nucleus(probabilities, params.top_p)
         if not bool(torch.isfinite(probabilities.sum())):
-            raise ValueError("the model's logits are not finite")
+            raise ValueError(_NOT_FINITE)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
 
