@@ -36,6 +36,7 @@ from server.memory import KvPlan, Wanted, budget, choose, kv_bytes_per_token
 from server.metrics import Metrics
 from server.monitor_breakers import BreakerSettings, MonitorBreakers
 from server.policy_store import PolicyStore, Sources
+from server.readiness import Heartbeat
 from server.scheduling.line import Line
 from server.second_opinion.config import Target, read_targets
 from server.second_opinion.metrics import OpinionMetrics
@@ -117,6 +118,7 @@ def assemble(config: ServerConfig) -> Service:
         clock=time.monotonic,
         now=utc_now,
         started=int(utc_now().timestamp()),
+        heartbeat=Heartbeat(config.step_timeout_s),
         settings=config.model_dump(mode="json"),
         drift=drift,
         canary=canary,

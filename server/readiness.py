@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from server.service import Service  # which holds a Heartbeat
 
 _log = structlog.get_logger()
-_STALLED_S = 30.0  # a step is due for that long: the engine hangs
-_HOPELESS_S = 60.0  # and will go on hanging
 _LOOK_S = 1.0
 
 
@@ -27,34 +25,36 @@ class Pulse:
 
     is_alive: bool
     silent_s: float  # for how long it has been dead, or has owed somebody a step
+    stalled_s: float  # when it owes one for that long, it hangs
 
     @property
     def trouble(self) -> str:
         """Why it can't be sent requests; empty if it can."""
         if not self.is_alive:
             return "the engine has ended"
-        return f"no step for {self.silent_s:.0f} s, and one is due" if self.silent_s >= _STALLED_S else ""
+        return f"no step for {self.silent_s:.0f} s, and one is due" if self.silent_s >= self.stalled_s else ""
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether only a restart helps."""
-        return self.silent_s >= _HOPELESS_S
+        """Whether only a restart helps: it has been so for twice that time."""
+        return self.silent_s >= 2 * self.stalled_s
 
 
 class Heartbeat:
     """Looks at the engine, and remembers since when it is dead."""
 
-    def __init__(self) -> None:
+    def __init__(self, stalled_s: float = 30.0) -> None:
+        self._stalled_s = stalled_s
         self._dead_since: float | None = None
 
     def look(self, engine: Engine, now: float) -> Pulse:
         """`now` in monotonic seconds."""
         if engine.is_alive:
             self._dead_since = None
-            return Pulse(is_alive=True, silent_s=engine.load().step_age_s)
+            return Pulse(is_alive=True, silent_s=engine.load().step_age_s, stalled_s=self._stalled_s)
         if self._dead_since is None:
             self._dead_since = now
-        return Pulse(is_alive=False, silent_s=now - self._dead_since)
+        return Pulse(is_alive=False, silent_s=now - self._dead_since, stalled_s=self._stalled_s)
 
 
 @dataclass(frozen=True, slots=True)

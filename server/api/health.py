@@ -37,7 +37,7 @@ async def ping(request: Request) -> Response:
 
 @router.get("/livez")
 async def livez(request: Request) -> Response:
-    """503 where only a restart helps: the engine has been dead, or has owed somebody a step, for a minute."""
+    """503 where only a restart helps: the engine has been dead, or has owed somebody a step, for twice `step_timeout_s`."""
     service: Service = request.app.state.service
     pulse = service.pulse
     was_ended = service.drain.phase is DrainPhase.OVER  # on purpose
