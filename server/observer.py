@@ -15,7 +15,7 @@ from guard.types import Answer, Decision, Mode, OnError, Phase, Severity, Subjec
 from server.auditing.content import Capture
 from server.engines.base import EngineBusy, RequestRefused, StepOutput
 from server.limits.allowance import Allowance
-from server.pipeline import Closed, LeakPreventedError
+from server.pipeline import Closed, Cut, LeakPreventedError
 from server.scoring import Scorer
 from server.service import Service
 
@@ -81,6 +81,7 @@ class ChoiceObserver:
         self._decide_s = 0.0
         self._advised_s = 0.0
         self._vectors: set[str] = set()
+        self._cut: Cut | None = None
 
     def stepped(self, step: StepOutput) -> None:
         self._num_scored[step.phase] += step.num_scored
@@ -126,6 +127,9 @@ class ChoiceObserver:
         if vector not in self._vectors:
             self._vectors.add(vector)
             self._service.metrics.steered_choices.labels(vector).inc()
+
+    def cut(self, why: Cut) -> None:
+        self._cut = self._cut or why
 
     def ended(self, closed: Closed | None, error: BaseException | None) -> None:
         self._count(closed, error)
@@ -247,4 +251,7 @@ class ChoiceObserver:
             subject_hmac=self._subject_hmac,
             content=self._content.record() if self._content else None,
         )
-        return {**record, "choice": self._choice, "outcome": self._kind(closed, error)}
+        told = {"choice": self._choice, "outcome": self._kind(closed, error)}
+        if self._cut is not None and closed is None:
+            told["cut"] = self._cut
+        return {**record, **told}

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from math import inf
-from typing import Protocol, assert_never
+from typing import Literal, Protocol, assert_never
 
 from guard.decider import Decider
 from guard.types import Advice, Answer, Decision, Emit, Escalate, Hold, Phase, Say, Steer, Stop
@@ -70,6 +70,10 @@ Event = Opened | Delta | Said | Closed
 # --- the pipeline ---------------------------------------------------------------------------------------------------
 
 
+Cut = Literal["client_gone", "client_stalled", "deadline"]
+"""Why a choice was cut off before its end."""
+
+
 class Observer(Protocol):
     """Told of everything that happens to a choice: metrics and the audit record are made of it."""
 
@@ -84,6 +88,10 @@ class Observer(Protocol):
     def released(self, num_tokens: int) -> None: ...
 
     def steered(self, vector: str) -> None: ...
+
+    def cut(self, why: Cut) -> None:
+        """The choice is about to be cut off, if it has not ended by then."""
+        ...
 
     def ended(self, closed: Closed | None, error: BaseException | None) -> None:
         """Called exactly once, however the choice ends. `closed` is None if it was cut off (client gone, engine failed)."""

@@ -7,8 +7,9 @@ finish reasons or an error event. When the client goes away, everything is cance
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+import anyio
 import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -18,13 +19,13 @@ from server.admission import Admitted
 from server.api.blocks import prompt_block, prompt_filter_results, reply_filter_results
 from server.api.errors import ApiError, Body, from_failure, unavailable
 from server.api.fields import obfuscation
+from server.api.outbox import ClientStalledError, Outbox
 from server.api.running import Events, GuardedResponse, Result
 from server.keys.types import BlockStyle
 from server.pipeline import Closed, Event, Said
 from server.service import Service
 
 _KEEP_ALIVE_S = 15.0
-_STALLED_S = 30.0  # a client that takes nothing for so long is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,38 +234,44 @@ class Reply(GuardedResponse):
         raw_headers = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw_headers})
 
-        async def write(data: bytes, *, more: bool = True) -> None:
-            async with asyncio.timeout(_STALLED_S):
-                await send({"type": "http.response.body", "body": data, "more_body": more})
+        outbox = Outbox(send, self._service.stream_stalled_s)
+        async with anyio.create_task_group() as sending:
+            sending.start_soon(outbox.run)
+            try:
+                await self._write_stream(early, events, outbox)
+            except ClientStalledError:  # leaving cancels the choices, which frees their rows
+                self._stalled()
+                sending.cancel_scope.cancel()
 
+    async def _write_stream(self, early: list[tuple[int, Event]], events: Events, outbox: Outbox) -> None:
+        """Raises ClientStalledError."""
         try:
             for body in self._renderer.opening(self._results):
-                await write(self._renderer.frame(body))
+                await outbox.put(self._renderer.frame(body))
             for index, event in early:
-                await self._write_event(index, event, write)
+                await self._write_event(index, event, outbox)
             while not all(result.closed for result in self._results):
                 try:
                     async with asyncio.timeout(_KEEP_ALIVE_S):
                         index, event = await events.get()
                 except TimeoutError:
-                    await write(b": keep-alive\n\n")
+                    await outbox.put(b": keep-alive\n\n")
                     continue
                 self._results[index].take(event)
-                await self._write_event(index, event, write)
+                await self._write_event(index, event, outbox)
             for body in self._renderer.last(self._results, self._usage(), self._whole_extension()):
-                await write(self._renderer.frame(body))
-        except TimeoutError:
-            self._service.metrics.stream_stalls.inc()
-            return  # nobody reads: leaving cancels the choices, which frees their rows
+                await outbox.put(self._renderer.frame(body))
+        except ClientStalledError:
+            raise
         except Exception as error:  # noqa: BLE001  # headers are out: the failure must be told inside the stream
             for body in self._renderer.failure(from_failure(error)):
-                await write(self._renderer.frame(body))
-        await write(self._renderer.end, more=False)
+                await outbox.put(self._renderer.frame(body))
+        await outbox.finish(self._renderer.end)
 
-    async def _write_event(self, index: int, event: Event, write: Any) -> None:
+    async def _write_event(self, index: int, event: Event, outbox: Outbox) -> None:
         extension = self._extension_of([self._admitted.choices[index]]) if isinstance(event, Closed) else {}
         for body in self._renderer.events(index, event, self._results[index], extension):
-            await write(self._renderer.frame(body))
+            await outbox.put(self._renderer.frame(body))
 
     # --- what every shape carries ----------------------------------------------------------------------------------
 

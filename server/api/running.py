@@ -9,6 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
+import structlog
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -16,11 +17,12 @@ from guard.types import Phase, Stop, StopReason
 from server.admission import Admitted
 from server.api.errors import Body
 from server.engines.base import FinishReason, StepOutput, Token
-from server.pipeline import Choice, Closed, Delta, Event, Opened, Said, guarded
+from server.pipeline import Choice, Closed, Cut, Delta, Event, Opened, Said, guarded
 from server.scheduling.types import DeadlineError
 from server.service import Service
 
-_BUFFERED_EVENTS = 64  # per request, between the pipelines and the socket
+_log = structlog.get_logger()
+_BUFFERED_EVENTS = 64  # per request, between the pipelines and what makes a reply of them
 
 
 @dataclass(slots=True)
@@ -105,7 +107,19 @@ class GuardedResponse(Response):
             pass
         if not self._is_answered:
             self._service.metrics.disconnects.inc()
+            self._cut("client_gone")
         scope.cancel()
+
+    def _stalled(self) -> None:
+        """The client takes nothing: what still runs is about to be cut off."""
+        self._service.metrics.stream_stalls.inc()
+        _log.warning("a client takes nothing; its stream is cut off", decision_id=self._admitted.decision_id)
+        self._cut("client_stalled")
+
+    def _cut(self, why: Cut) -> None:
+        for choice, result in zip(self._admitted.choices, self._results, strict=True):
+            if not result.closed:
+                choice.observer.cut(why)
 
     async def _drain(self, events: "Events") -> None:
         while not all(result.closed for result in self._results):
@@ -164,6 +178,8 @@ class Events:
     async def pump(self, service: Service, choice: Choice, deadline: float | None) -> None:
         left_s = None if deadline is None else deadline - service.clock()
         timeout = asyncio.timeout(left_s)
+        loop = asyncio.get_running_loop()  # the observer is told just before the choice is cut off
+        telling = None if left_s is None else loop.call_later(left_s, choice.observer.cut, "deadline")
         try:
             async with timeout, aclosing(guarded(service.engine, choice, service.clock)) as events:
                 async for event in events:
@@ -172,6 +188,9 @@ class Events:
             if timeout.expired():
                 service.metrics.deadlines.inc()
             await self._queue.put((choice.index, DeadlineError() if timeout.expired() else error))
+        finally:
+            if telling is not None:
+                telling.cancel()
 
     async def get(self) -> tuple[int, Event]:
         index, event = await self._queue.get()

@@ -71,9 +71,9 @@ def test_a_huge_prompt_is_refused_before_it_is_tokenised(serve):
     assert time.monotonic() - began < 10
 
 
-def test_a_client_that_reads_nothing_is_given_up(serve, monkeypatch):
-    monkeypatch.setattr("server.api.reply._STALLED_S", 0.3)
-    live = serve(script=Script(["word " * 2000] * 3000, scores(), scores(count=4000)))
+def test_a_client_that_reads_nothing_is_given_up(serve):
+    script = Script(["word " * 2000] * 3000, scores(), scores(count=4000))
+    live = serve(script=script, service_options={"stream_stalled_s": 0.3})
     body = {"model": live.model, "stream": True, "messages": [{"role": "user", "content": "x"}]}
     with live.http.stream("POST", CHAT, json=body):
         deadline = time.monotonic() + 10
