@@ -20,12 +20,8 @@ def faithfulness(prompts: Prompts, paired: Paired, axes: Axes) -> Faithfulness |
     None if even the full patch does next to nothing at that place, so that there is nothing to compare with.
     """
     points = [axis.point for axis in axes]
-    negative = np.flatnonzero(prompts.negative)
-    positive = np.flatnonzero(prompts.positive)
-    rows = prompts.donors(axes, prompts.positive)
-    giver = torch.zeros(len(prompts.examples), dtype=torch.int64)
-    giver[negative] = torch.tensor(np.resize(positive, len(negative)))
-    donors = {point: its[giver] for point, its in rows.items()}
+    givers = torch.tensor(_givers(prompts))
+    donors = {point: its[givers] for point, its in prompts.donors(axes, prompts.positive).items()}
     along, full = (
         paired.effect(
             prompts.measure(points, patch(axes, donors, whole=whole), prompts.negative, where="last")
@@ -51,6 +47,17 @@ def faithfulness(prompts: Prompts, paired: Paired, axes: Axes) -> Faithfulness |
         on_distribution=min(_share_within(edited, natural) for edited in (raised, lowered)),
         norm_ratio=max(_norm_ratio(edited, natural, prompts.positive) for edited in (raised, lowered)),
         gradient_agreement=agreement,
+    )
+
+
+def _givers(prompts: Prompts) -> Ints:
+    """The positive prompt that each is patched from, [n]: one of its own group (a contrast pair), else any, in turn."""
+    positive = np.flatnonzero(prompts.positive)
+    of_group = {prompts.examples[i].group: i for i in positive.tolist()}
+    any_other = np.resize(positive, len(prompts.examples)).tolist()
+    return np.array(
+        [of_group.get(e.group, other) for e, other in zip(prompts.examples, any_other, strict=True)],
+        dtype=np.int64,
     )
 
 

@@ -1,7 +1,7 @@
 """What is verified, on what, and how."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from monitors.base import Monitor
 from monitors.lab.activations import Progress, no_progress
@@ -27,6 +27,12 @@ class Subjects:
     harmful: tuple[Example, ...] = ()  # that should be refused, for the safety regression
     masked: tuple[Example, ...] = ()  # test examples with the telling text masked, labelled
     paraphrased: tuple[Example, ...] = ()  # test examples in other words or another language, labelled
+
+    @property
+    def others(self) -> dict[str, tuple[Example, ...]]:
+        """All that were given but `test`, by name."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "test"}
+        return {name: part for name, part in parts.items() if part}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

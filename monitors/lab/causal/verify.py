@@ -18,7 +18,7 @@ from monitors.lab.causal.verdict import judge
 from monitors.lab.dataset import Example, dataset_digest
 from monitors.lab.pooling import Pooled
 from monitors.lab.scoring import Scorer
-from monitors.lab.sections.causal import CausalSection
+from monitors.lab.sections.causal import CausalSection, DataPart
 from monitors.lab.statistics import Floats
 from monitors.types import HookPoint
 
@@ -77,6 +77,10 @@ def verify(job: Verification, cache: Path, weights_sha256: str) -> CausalSection
         num_examples=len(test),
         seed=job.seed,
         mode=job.plan.mode,
+        others=tuple(
+            DataPart(name=name, num_examples=len(part), data_sha256=dataset_digest(part))
+            for name, part in job.data.others.items()
+        ),
         num_prompts=measured.num_prompts if measured else None,
         phase=job.recipe.phase,
         behaviour=job.behaviour.name if job.behaviour else None,

@@ -146,6 +146,8 @@ def read_out(causal: CausalSection) -> Markup:
         ("length alone", read.length_auroc, Ink.TFIDF),
         ("first layer", read.first_layer_auroc, Ink.TFIDF),
     ]
+    if read.paraphrased_auroc is not None:
+        rows.insert(0, ("monitor, in other words", read.paraphrased_auroc, Ink.MONITOR))
     if read.masked_auroc is not None:
         rows.insert(0, ("monitor, telling text masked", read.masked_auroc, Ink.MONITOR))
 

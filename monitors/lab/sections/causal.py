@@ -98,9 +98,20 @@ class Unrelated(CardPart):
     deviations over the prompts. None: it reads nothing here that can be told apart."""
 
 
+class DataPart(CardPart):
+    """Examples beside those that were tested on."""
+
+    name: str  # train, neutral, harmful, masked, paraphrased
+    num_examples: int
+    data_sha256: str
+
+
 class CausalSection(Section):
     mode: Literal["quick", "full"]
     phase: Phase
+    others: tuple[
+        DataPart, ...
+    ] = ()  # as given; parts that were not given are taken from the tested ones, or left out
     num_prompts: int | None = None  # that were intervened on
     behaviour: str | None  # how behaviour was measured; None: it was not, so only reading was tested
     hook_point: str

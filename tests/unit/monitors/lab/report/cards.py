@@ -15,11 +15,14 @@ from monitors.lab.sections.calibration import Budget, CalibrationSection, Length
 from monitors.lab.sections.causal import (
     CausalSection,
     Dose,
+    Downstream,
     Effect,
     Faithfulness,
+    PositionEffect,
     Read,
     SiteEffect,
     Specificity,
+    Unrelated,
 )
 from monitors.lab.sections.evaluation import AtFpr, Compared, EvaluationSection, Figures, Stratum
 from monitors.lab.sections.fit import AggregatorPart, Candidate, FitSection, LayerBaseline, RecipePart
@@ -183,6 +186,8 @@ def causal(sha: str, verdict: CausalVerdict) -> CausalSection:
             length_auroc=0.55,
             tfidf_auroc=0.8,
             first_layer_auroc=0.7,
+            tpr_at_1pct=about(0.63),
+            paraphrased_auroc=0.87,
         ),
         necessity=(effect, effect.model_copy(update={"matched_by": "kl"})),
         sufficiency=(effect,),
@@ -195,6 +200,20 @@ def causal(sha: str, verdict: CausalVerdict) -> CausalSection:
             patch_ratio=0.8, on_distribution=0.97, norm_ratio=1.05, gradient_agreement=0.9
         ),
         sites=(SiteEffect(hook_point="blocks.1.hook_resid_post", necessity=0.2, sufficiency=None),),
+        positions=(
+            PositionEffect(position="last", necessity=0.31, sufficiency=0.4),
+            PositionEffect(position="random", necessity=0.02, sufficiency=0.03),
+        ),
+        downstream=(
+            Downstream(
+                hook_point="blocks.5.hook_resid_post",
+                natural_auroc=0.97,
+                removed=about(0.8),
+                written=about(0.7),
+                refit_auroc=0.66,
+            ),
+        ),
+        unrelated=(Unrelated(monitor="<b>spam", necessity=0.01, sufficiency=0.02, moved=0.12),),
         flags=("fragile-layer",),
         verdict=verdict,
         reasons=("It reads better than shuffled labels.", "Both effects are outside of what null edits do."),

@@ -64,6 +64,16 @@ def test_the_page_loads_nothing(html: str):
     assert "default-src 'none'" in html
 
 
+def test_the_causal_part_tells_of_later_layers_other_places_and_other_concepts(html: str):
+    assert "removal takes" in html
+    assert "<td>0.660</td>" in html  # fitted anew
+    assert "one random token alone" in html
+    assert "unrelated: &lt;b&gt;spam" in html
+    assert "0.12 times as far" in html
+    assert "found at 1 % false positives" in html
+    assert "AUROC in other words" in html
+
+
 def test_what_was_not_run_is_named_with_its_command(folder: Path):
     card = read_card(folder)
     assert card is not None
