@@ -12,6 +12,7 @@ from server.config import ServerConfig
 from server.tls import Certificates, TlsFiles
 
 _BACKLOG = 2048  # connections that wait to be accepted
+_SILENT_PEER_S = 300  # a connection whose other end takes nothing for so long is gone, whatever it says
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -71,6 +72,8 @@ def bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; what is accepted inherits it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_PEER_S * 1000)
     try:
         listener.bind((host, port))
         listener.listen(_BACKLOG)
