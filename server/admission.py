@@ -12,11 +12,12 @@ from starlette.requests import Request
 from guard.policy import Policy
 from guard.types import Phase, Subject
 from monitors.base import Monitor
-from server.api.errors import bad_request, context_too_long
+from server.api.errors import bad_request, context_too_long, overloaded
 from server.api.schema import MAX_CHOICES, ChatRequest, CompletionRequest, GenerationRequest
 from server.auditing.content import PromptText
-from server.engines.base import EngineRequest, SamplingParams
+from server.engines.base import EngineBusy, EngineRequest, Grammar, RequestRefused, SamplingParams
 from server.entrance import Entrance
+from server.grammars.source import SourceError
 from server.keys.types import BlockStyle, Client
 from server.observer import ChoiceObserver
 from server.pipeline import Adviser, Choice, NoAdviser
@@ -93,11 +94,18 @@ class Admission:
         """A conversation, by whichever endpoint it came. Raises ApiError."""
         self._entrance.check(endpoint, body.model, body.num_unknown_fields)
         prompt = await conversation(self._service, body.messages, _PARAMS[endpoint], body.offered)
+        grammar = await self._grammar(body, endpoint)
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         max_tokens = body.max_completion_tokens or body.max_tokens
         n = body.n or 1
         samplings = [
-            body.sampling(max_tokens=max_tokens, logprobs=logprobs, prompt_logprobs=None, choice=choice)
+            body.sampling(
+                max_tokens=max_tokens,
+                logprobs=logprobs,
+                prompt_logprobs=None,
+                choice=choice,
+                grammar=grammar,
+            )
             for choice in range(n)
         ]
         text = partial(PromptText.chat, prompt.messages)
@@ -164,6 +172,19 @@ class Admission:
             for choice in range(n)
         ]
         return await self._admit("completions", _caller(body, request_id), jobs)
+
+    async def _grammar(self, body: ChatRequest, endpoint: str) -> Grammar | None:
+        """What the replies are held to, made before the request stands in line. Raises ApiError."""
+        if body.form is None:
+            return None
+        try:
+            return await self._service.engine.compile(body.form.source())
+        except (SourceError, RequestRefused) as error:
+            param = _asked_by(body, endpoint)
+            raise bad_request(f"{param}: {error}", param) from error
+        except EngineBusy as error:
+            self._service.metrics.shed.labels("queue_full").inc()
+            raise overloaded() from error
 
     async def _encoded(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, list):
@@ -312,6 +333,15 @@ def _caller(body: GenerationRequest, request_id: str, *, all_scores: bool = Fals
 def _monitors(policy: Policy, subject: Subject, now: datetime) -> set[str]:
     """Those that the rules for a subject read."""
     return {name for rule in policy.applied(subject, now=now) for _, name in rule.reads}
+
+
+def _asked_by(body: ChatRequest, endpoint: str) -> str:
+    """The field that a reply has its form from."""
+    if body.must_call:
+        return "tool_choice"
+    if body.form is not None and body.form.answer is not None:
+        return "text.format" if endpoint == "responses" else "response_format"
+    return "parallel_tool_calls" if body.at_most_one_call else "tools"
 
 
 def _turn(messages: Sequence[Message]) -> int:

@@ -133,7 +133,7 @@ _HINTS = {
     "previous_response_id": "it keeps no responses, so send the whole conversation as input",
     "conversation": "it keeps no conversations, so send all of it as input",
     "store": "it keeps nothing",
-    "response_format": "without constrained decoding only {type: text} can be kept",
+    "response_format": "chat completions and responses (as text.format) have it",
 }
 
 ACCEPTED = frozenset(

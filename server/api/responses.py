@@ -178,6 +178,11 @@ class ResponsesRenderer:
             },
         )
 
+    def _format(self) -> Body:
+        if self._body.text is None or self._body.text.format is None:
+            return {"type": "text"}
+        return self._body.text.format.model_dump(by_alias=True)
+
     def _item(self, status: str, parts: list[Body]) -> Body:
         return {
             "id": self._item_id,
@@ -206,7 +211,7 @@ class ResponsesRenderer:
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": 1.0 if body.temperature is None else body.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": self._format()},
             "tool_choice": "none",
             "tools": [],
             "top_logprobs": body.top_logprobs or 0,

@@ -18,6 +18,7 @@ from server.api.fields import (
     refuse_foreign,
     refuse_unserved,
 )
+from server.api.formats import TextFormat
 from server.api.schema import MAX_MESSAGES, ChatRequest, Finite, Moderation, PositiveInt, RefusalPart
 
 _LOOSE = ConfigDict(extra="ignore", frozen=True)  # what a response's output holds beside its text, sent back
@@ -71,16 +72,10 @@ class InputMessage(BaseModel):
         return "".join(part.text for part in self.content)
 
 
-class _Format(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    type: Literal["text"]
-
-
 class _TextSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: _Format | None = None
+    format: TextFormat | None = None
     verbosity: Literal["medium"] | None = None
 
 
@@ -140,7 +135,16 @@ class ResponsesRequest(BaseModel):
             user=self.user,
             safety_identifier=self.safety_identifier,
             moderation=self.moderation,
+            response_format=self._response_format(),
         )
+
+    def _response_format(self) -> Any:
+        """The same as `response_format`, where the schema is a level deeper."""
+        if self.text is None or self.text.format is None:
+            return None
+        given = self.text.format.model_dump(by_alias=True)
+        kind = given.pop("type")
+        return {"type": kind, "json_schema": given} if given else {"type": kind}
 
     def _messages(self) -> Iterator[Any]:
         if self.instructions is not None:

@@ -20,8 +20,10 @@ from server.api.fields import (
     refuse_unserved,
     refused,
 )
+from server.api.formats import ResponseFormat
 from server.api.tools_schema import CalledTool, WithTools
-from server.engines.base import SamplingParams
+from server.engines.base import Grammar, SamplingParams
+from server.grammars.source import Form
 
 MAX_CHOICES = 16  # of one request: n times the number of prompts
 MAX_MESSAGES = 4096
@@ -179,7 +181,13 @@ class GenerationRequest(BaseModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def sampling(
-        self, *, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None, choice: int
+        self,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None,
+        choice: int,
+        grammar: Grammar | None = None,
     ) -> SamplingParams:
         """Sampling of one choice. Choices of one seeded request get seeds of their own, so that they differ and repeat."""
 
@@ -203,6 +211,7 @@ class GenerationRequest(BaseModel):
             logit_bias=dict(self.logit_bias or {}),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            grammar=grammar,
         )
 
 
@@ -241,12 +250,23 @@ class ChatRequest(GenerationRequest, WithTools):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     moderation: Moderation | None = None
+    response_format: ResponseFormat | None = None
 
     @model_validator(mode="after")
-    def _top_needs_logprobs(self) -> Self:
+    def _check_together(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
+        if self.ignore_eos and self.form is not None:
+            raise refused("ignore_eos", "a reply that must have a form ends where the form does")
         return self
+
+    @property
+    def form(self) -> Form | None:
+        """What the reply must look like; None: nothing in particular."""
+        answer = self.response_format.answer if self.response_format else None
+        if answer is None and not self.constrains_calls:
+            return None
+        return Form(answer, self.callable, must_call=self.must_call, at_most_one=self.at_most_one_call)
 
 
 _Prompt = str | list[str] | list[int] | list[list[int]]

@@ -4,8 +4,10 @@ import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from server.api.fields import Text, refused
+from server.api.fields import REFUSED, Text
+from server.grammars.source import Schema
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -21,13 +23,26 @@ def _is_object(text: str) -> str:
     return text
 
 
+def _describes_object(parameters: dict[str, Any]) -> dict[str, Any]:
+    if parameters.get("type", "object") != "object":
+        raise ValueError("must describe an object")
+    return parameters
+
+
 class _Function(BaseModel):
     model_config = _STRICT
 
     name: _Name
     description: Text | None = None
-    parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None  # nothing constrains what the model writes
+    parameters: Annotated[dict[str, Any], AfterValidator(_describes_object)] | None = None
+    strict: bool | None = None
+
+    @property
+    def arguments(self) -> Schema:
+        """What they must be; without `parameters`, none."""
+        if self.parameters is None:
+            return {"type": "object", "properties": {}, "additionalProperties": False}
+        return {"type": "object", **self.parameters}
 
 
 class Tool(BaseModel):
@@ -69,26 +84,59 @@ class CalledTool(BaseModel):
         return {"id": self.id, "type": "function", "function": function}
 
 
+class _FunctionName(BaseModel):
+    model_config = _STRICT
+
+    name: _Name
+
+
+class ToolChoice(BaseModel):
+    """The one tool that must be called."""
+
+    model_config = _STRICT
+
+    type: Literal["function"]
+    function: _FunctionName
+
+
 class WithTools(BaseModel):
     """The part of a chat request that is about tools."""
 
     model_config = ConfigDict(frozen=True)
 
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
-    tool_choice: Any = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
-    def _refuse_what_needs_constraints(self) -> Self:
-        """Without constrained decoding a model can be offered tools; it can't be made to call one, or only one."""
-        if self.tool_choice not in (None, "none", "auto"):
-            hint = "the model may be offered tools, but not made to call one: use auto or none"
-            raise refused("tool_choice", hint)
-        if self.offered and self.parallel_tool_calls is False:
-            raise refused("parallel_tool_calls", "false can't be kept while tools are on offer")
+    def _must_call_what_is_offered(self) -> Self:
+        if self.must_call and not self.callable:
+            told = "{field} asks for a call of a tool that is not among tools"
+            raise PydanticCustomError(REFUSED, told, {"field": "tool_choice"})
         return self
 
     @property
     def offered(self) -> list[Tool]:
         """The tools that the model is told of."""
         return [] if self.tool_choice == "none" else list(self.tools or ())
+
+    @property
+    def callable(self) -> dict[str, Schema]:
+        """The tools that it may call, by name, and what their arguments must be."""
+        chosen = self.tool_choice.function.name if isinstance(self.tool_choice, ToolChoice) else None
+        functions = [tool.function for tool in self.offered]
+        return {f.name: f.arguments for f in functions if chosen in (None, f.name)}
+
+    @property
+    def must_call(self) -> bool:
+        return self.tool_choice == "required" or isinstance(self.tool_choice, ToolChoice)
+
+    @property
+    def at_most_one_call(self) -> bool:
+        return self.parallel_tool_calls is False or isinstance(self.tool_choice, ToolChoice)
+
+    @property
+    def constrains_calls(self) -> bool:
+        """Whether the model can't be left to itself in how it calls."""
+        is_strict = any(tool.function.strict for tool in self.offered)
+        return bool(self.offered) and (self.must_call or self.at_most_one_call or is_strict)

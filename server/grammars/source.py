@@ -16,8 +16,6 @@ MAX_BYTES = 64 * 1024
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 _OPTIONS = "x-guidance"  # where llguidance looks for such options; a client's are not taken
 
-NO_PARAMETERS: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
-
 
 class SourceError(ValueError):
     """A schema is too large to be looked at; the text is for the client."""
