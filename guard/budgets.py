@@ -18,7 +18,7 @@ def needed_requests(fpr: float, confidence: float) -> int:
 
 def is_certified(info: MonitorInfo, budget: Budget) -> bool:
     """Whether a budget is kept with the calibration's confidence: the card says so, and its numbers allow it."""
-    return budget.certified and info.num_benign >= needed_requests(budget.fpr, info.confidence)
+    return budget.certified and _num_benign(info, budget) >= needed_requests(budget.fpr, info.confidence)
 
 
 def is_calibrated(info: MonitorInfo, scope: Scope) -> bool:
@@ -61,8 +61,9 @@ def _threshold(exceeds: Exceeds, info: MonitorInfo) -> float | Flaw:
     if not is_certified(info, budget):
         needed = needed_requests(budget.fpr, info.confidence)
         confidence = f"{100 * info.confidence:g} % confidence"
-        told = f"monitor '{info.name}' was calibrated on {info.num_benign:,} benign requests in the {scope}"
-        if info.num_benign < needed:
+        num_benign = _num_benign(info, budget)
+        told = f"monitor '{info.name}' was calibrated on {num_benign:,} benign requests in the {scope}"
+        if num_benign < needed:
             told += f", too few to certify fpr={rate} at {confidence}: that needs at least {needed:,}"
         else:
             told += f", and its calibration does not certify fpr={rate} at {confidence}"
@@ -70,6 +71,10 @@ def _threshold(exceeds: Exceeds, info: MonitorInfo) -> float | Flaw:
             exceeds.fpr_at, "uncertified", told, f"calibrate it on more, or use one of: {_rates(info, scope)}"
         )
     return budget.threshold
+
+
+def _num_benign(info: MonitorInfo, budget: Budget) -> int:
+    return info.num_benign if budget.num_benign is None else budget.num_benign
 
 
 def _rates(info: MonitorInfo, scope: Scope) -> str:

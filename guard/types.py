@@ -265,6 +265,7 @@ class Budget:
     fpr: float
     threshold: float
     certified: bool
+    num_benign: int | None = None  # requests that it was calibrated on; None: as many as the monitor's others
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,6 +220,7 @@ class Threshold:
     fpr: float
     value: float
     certified: bool  # enough benign requests to bound the rate at the calibration's confidence
+    num_requests: int | None = None  # that it rests on; None: as many as the calibration says
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +247,7 @@ class RowNorm:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Thresholds by false-positive budget, from the maximum score of each of `num_requests` benign requests."""
+    """Thresholds by false-positive budget, from the maximum score of each of `num_requests` independent benign requests."""
 
     num_requests: int
     confidence: float
@@ -261,6 +262,10 @@ class Calibration:
         for threshold in self.thresholds:
             if not 0 < threshold.fpr < 1:
                 raise ValueError(f"fpr is {threshold.fpr}, must be between 0 and 1")
+
+    def num_requests_of(self, threshold: Threshold) -> int:
+        """The independent benign requests that a threshold rests on."""
+        return self.num_requests if threshold.num_requests is None else threshold.num_requests
 
     def threshold(self, phase: str, *, certified: bool = False) -> Threshold | None:
         """The phase's threshold whose budget is nearest to 1 % (by ratio), which trips often enough to be told by.

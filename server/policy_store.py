@@ -251,7 +251,9 @@ def _describe(monitor: Monitor) -> MonitorInfo:
     calibration = monitor.calibration
     if calibration is None:
         return info
-    budgets = tuple(Budget(Scope(t.phase), t.fpr, t.value, t.certified) for t in calibration.thresholds)
+    budgets = tuple(
+        Budget(Scope(t.phase), t.fpr, t.value, t.certified, t.num_requests) for t in calibration.thresholds
+    )
     return replace(
         info, budgets=budgets, num_benign=calibration.num_requests, confidence=calibration.confidence
     )

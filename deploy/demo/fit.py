@@ -104,7 +104,8 @@ class Steps:
             common = ("--label-field", behaviour.name, *self._common)
             kinds = (*_KINDS, *_AGGREGATORS, *_scope(behaviour))
             _run("monitor", "fit", "--name", behaviour.name, "--data", fit, *kinds, *common, "--out", folder)
-            _run("monitor", "calibrate", folder, "--data", calibration, *common)
+            # the corpus draws each row by itself, topics with it: a group is a label here, not what was sampled
+            _run("monitor", "calibrate", folder, "--data", calibration, "--unit", "request", *common)
             _run("monitor", "eval", folder, "--data", test, "--train", fit, *common)
 
     def sae(self) -> None:

@@ -3,24 +3,33 @@
 The unit is the request, and the statistic is what the server compares: the largest running score over a phase's tokens,
 rounded to float32 as scores are before they are decided on. A certified threshold is exceeded by at most `fpr` of benign
 requests like these, with the calibration's confidence (order statistics; science, section 5.1).
+
+That bound is of independent requests. Those of one group (a template, a conversation) may score alike, so one of each
+group counts, drawn by chance: if the groups are drawn independently, so are these.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from monitors.base import Calibration, Link, Monitor, Reference, RowNorm, Threshold
 from monitors.lab.activations import SHARD, Activations
 from monitors.lab.dataset import Example, dataset_digest
 from monitors.lab.scoring import Scorer
 from monitors.lab.sections.base import Interval, Phase
-from monitors.lab.sections.calibration import Budget, CalibrationSection, LengthStratum
-from monitors.lab.statistics import Floats, certified_rank, clopper_pearson, num_needed
+from monitors.lab.sections.calibration import (
+    Budget,
+    CalibrationSection,
+    LengthStratum,
+    PhaseCalibration,
+    ThresholdPhase,
+    Unit,
+)
+from monitors.lab.statistics import Floats, certified_rank, clopper_pearson, num_needed, one_of_each
 
-ThresholdPhase = Literal["prompt", "response", "conversation"]
 BUDGETS = (0.05, 0.01, 0.001)
 _MARGIN = 1e-5  # relative: scores of the same request differ by less between batches
 _BINS = 20  # of the reference that drift is told against
@@ -30,11 +39,12 @@ _MIN_PER_LENGTH = 30
 
 @dataclass(frozen=True, slots=True)
 class Maxima:
-    """The largest running score of each benign request in one phase, float32 values, and its number of tokens."""
+    """The largest running score in one phase of each request that counts, float32 values, and its number of tokens."""
 
-    phase: Phase
+    phase: ThresholdPhase
     scores: Floats  # [n]
     num_tokens: Floats  # [n]
+    drawn_from: int | None  # benign requests, one of each group of which counts; None: all of them count
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +75,8 @@ def num_seen(fresh: Sequence[Example], seen: Sequence[Example]) -> int:
 
     Raises ValueError if all are: they would show nothing.
     """
-    known = {(e.messages, e.text, e.reply) for e in seen}
-    repeated = sum((e.messages, e.text, e.reply) in known for e in fresh)
+    known = {e.content for e in seen}
+    repeated = sum(e.content in known for e in fresh)
     if fresh and repeated == len(fresh):
         raise ValueError(
             f"all {repeated} fresh examples are also among those to calibrate on; give others to check with"
@@ -74,23 +84,30 @@ def num_seen(fresh: Sequence[Example], seen: Sequence[Example]) -> int:
     return repeated
 
 
-def maxima(monitor: Monitor, acts: Activations) -> tuple[Maxima, ...]:
-    """By phase; the response only if every example has one. Raises ValueError where the monitor fails or reads nothing."""
+def maxima(monitor: Monitor, acts: Activations, *, unit: Unit = "group", seed: int = 0) -> tuple[Maxima, ...]:
+    """By phase; response and conversation (anywhere in the two) of those examples that have a reply.
+
+    Raises ValueError where the monitor fails or reads nothing.
+    """
     scorer = Scorer([monitor])
-    phases: tuple[Phase, ...] = (
-        ("prompt", "response") if all(t.num_reply for t in acts.tokens) else ("prompt",)
-    )
-    found = []
-    for phase in phases:
-        scores = scorer.maxima(acts, phase)[:, 0].astype(np.float32).astype(np.float64)
-        for example, score in zip(acts.examples, scores, strict=True):
-            if not np.isfinite(score):
-                told = (
-                    "its score is not finite" if np.isnan(score) else f"no token of its {phase} is in scope"
-                )
-                raise ValueError(f"example {example.id!r}: {told}; leave it out, or mend the monitor")
-        lengths = [t.num_prompt if phase == "prompt" else t.num_reply for t in acts.tokens]
-        found.append(Maxima(phase, scores, np.array(lengths, dtype=np.float64)))
+    every = np.arange(len(acts.examples))
+    replied = np.flatnonzero([tokens.num_reply > 0 for tokens in acts.tokens])
+    prompts = _scores(scorer, acts, "prompt", every)
+    prompt_tokens, reply_tokens = np.array([[t.num_prompt, t.num_reply] for t in acts.tokens], dtype=float).T
+
+    def counted(phase: ThresholdPhase, rows: NDArray[np.intp], scores: Floats, num_tokens: Floats) -> Maxima:
+        if unit == "request":
+            return Maxima(phase, scores, num_tokens, drawn_from=None)
+        drawn = one_of_each(acts.groups[rows], seed)
+        drawn_from = len(rows) if len(drawn) < len(rows) else None
+        return Maxima(phase, scores[drawn], num_tokens[drawn], drawn_from)
+
+    found = [counted("prompt", every, prompts, prompt_tokens)]
+    if len(replied):
+        responses = _scores(scorer, acts, "response", replied)
+        either = np.maximum(prompts[replied], responses)
+        found.append(counted("response", replied, responses, reply_tokens[replied]))
+        found.append(counted("conversation", replied, either, (prompt_tokens + reply_tokens)[replied]))
     return tuple(found)
 
 
@@ -120,36 +137,51 @@ def calibrate(
     *,
     budgets: Iterable[float] = BUDGETS,
     confidence: float = 0.95,
+    unit: Unit = "group",
     seed: int = 0,
 ) -> tuple[Monitor, CalibrationSection]:
-    """The monitor with its calibration, and the card's section (of the response if there is one; its hash is still open).
+    """The monitor with its calibration, and the card's section (its hash is still open).
 
-    All examples must be benign. Raises ValueError for a budget that is none, or an example that can't be scored.
+    Phases that these examples don't cover stay as they were calibrated before. Response and conversation are covered where
+    all examples have a reply, or enough of them to certify the loosest budget. All examples must be benign. Raises
+    ValueError for a budget that is none, an example that can't be scored, or another confidence than that of what stays.
     """
     budgets = sorted(set(budgets), reverse=True)
-    by_phase = maxima(monitor, acts)
-    thresholds: list[Threshold] = []
-    for phase, scores in _scopes(by_phase):
-        for fpr in budgets:
-            value, rank = threshold_for(scores, fpr, confidence, monitor.link)
-            thresholds.append(Threshold(phase, fpr, value, certified=rank > 0))
+    num_enough = num_needed(budgets[0], confidence)
+    every = maxima(monitor, acts, unit=unit, seed=seed)
+    has_all_replies = all(tokens.num_reply for tokens in acts.tokens)
+    found = [m for m in every if m.phase == "prompt" or has_all_replies or len(m.scores) >= num_enough]
+    thresholds = [
+        Threshold(m.phase, fpr, value, certified=rank > 0, num_requests=len(m.scores))
+        for m in found
+        for fpr in budgets
+        for value, rank in [threshold_for(m.scores, fpr, confidence, monitor.link)]
+    ]
+    references = [
+        Reference(m.phase, len(m.scores), _quantiles(m.scores, _BINS))
+        for m in found
+        if m.phase != "conversation"
+    ]
+    kept_thresholds, kept_references = _kept(monitor.calibration, {m.phase for m in found}, confidence)
     calibration = Calibration(
-        num_requests=len(acts.examples),
+        num_requests=len(found[0].scores),
         confidence=confidence,
-        thresholds=tuple(thresholds),
+        thresholds=(*thresholds, *kept_thresholds),
         data_sha256=dataset_digest(acts.examples),
-        references=tuple(Reference(m.phase, len(m.scores), _quantiles(m.scores, _BINS)) for m in by_phase),
+        references=(*references, *kept_references),
         row_norms=_row_norms(monitor, acts),
     )
-    section = _section(calibration, by_phase[-1], monitor.link, seed)
+    sections = [_of_phase(m, calibration, monitor.link, seed) for m in found]
+    main = sections[min(1, len(sections) - 1)]  # the response, if there is one
+    section = CalibrationSection(**dict(main), others=tuple(other for other in sections if other is not main))
     return replace(monitor, calibration=calibration), section
 
 
-def check(monitor: Monitor, acts: Activations) -> tuple[Checked, ...]:
+def check(monitor: Monitor, acts: Activations, *, unit: Unit = "group", seed: int = 0) -> tuple[Checked, ...]:
     """Every threshold on fresh benign requests. Raises ValueError for a monitor that is not calibrated."""
     if monitor.calibration is None:
         raise ValueError(f"monitor {monitor.name!r} is not calibrated")
-    scores = dict(_scopes(maxima(monitor, acts)))
+    scores = {m.phase: m.scores for m in maxima(monitor, acts, unit=unit, seed=seed)}
     return tuple(
         Checked(t, clopper_pearson(int((scores[t.phase] > t.value).sum()), len(scores[t.phase])))
         for t in monitor.calibration.thresholds
@@ -157,20 +189,42 @@ def check(monitor: Monitor, acts: Activations) -> tuple[Checked, ...]:
     )
 
 
-def _scopes(by_phase: Sequence[Maxima]) -> list[tuple[ThresholdPhase, Floats]]:
-    """By what a policy can name: each phase, and the conversation, which is both."""
-    found: list[tuple[ThresholdPhase, Floats]] = [(m.phase, m.scores) for m in by_phase]
-    if len(by_phase) > 1:
-        found.append(("conversation", np.maximum.reduce([m.scores for m in by_phase])))
+def _scores(scorer: Scorer, acts: Activations, phase: Phase, rows: NDArray[np.intp]) -> Floats:
+    found: Floats = scorer.maxima(acts, phase)[rows, 0].astype(np.float32).astype(np.float64)
+    for row, score in zip(rows, found, strict=True):
+        if not np.isfinite(score):
+            told = "its score is not finite" if np.isnan(score) else f"no token of its {phase} is in scope"
+            raise ValueError(f"example {acts.examples[row].id!r}: {told}; leave it out, or mend the monitor")
     return found
 
 
-def _section(calibration: Calibration, found: Maxima, link: Link, seed: int) -> CalibrationSection:
+def _kept(
+    before: Calibration | None, covered: set[ThresholdPhase], confidence: float
+) -> tuple[list[Threshold], list[Reference]]:
+    """What a calibration before says of other phases."""
+    if before is None:
+        return [], []
+    thresholds = [
+        replace(t, num_requests=before.num_requests_of(t))
+        for t in before.thresholds
+        if t.phase not in covered
+    ]
+    if thresholds and before.confidence != confidence:
+        phases = " and ".join(dict.fromkeys(t.phase for t in thresholds))
+        raise ValueError(
+            f"its {phases} was calibrated with confidence {before.confidence:g}, not {confidence:g}: "
+            f"give --confidence {before.confidence:g}, or benign examples with replies, which calibrate all anew"
+        )
+    return thresholds, [r for r in before.references if r.phase not in covered]
+
+
+def _of_phase(found: Maxima, calibration: Calibration, link: Link, seed: int) -> PhaseCalibration:
     own = [t for t in calibration.thresholds if t.phase == found.phase]
-    return CalibrationSection(
+    return PhaseCalibration(
         weights_sha256="",
         data_sha256=calibration.data_sha256,
-        num_examples=calibration.num_requests,
+        num_examples=len(found.scores),
+        drawn_from=found.drawn_from,
         seed=seed,
         phase=found.phase,
         confidence=calibration.confidence,

@@ -34,6 +34,11 @@ class Example:
     tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def content(self) -> tuple[tuple[Message, ...], str, str | None]:
+        """What was said; two examples with the same are the same to a monitor."""
+        return self.messages, self.text, self.reply
+
+    @property
     def plain_text(self) -> str:
         """All its words, for baselines that read text."""
         turns = [message.content for message in self.messages] if self.messages else [self.text]

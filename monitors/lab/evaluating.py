@@ -18,10 +18,12 @@ from monitors.lab.baselines import (
 )
 from monitors.lab.dataset import Example, dataset_digest
 from monitors.lab.pooling import Pooled
+from monitors.lab.probability import fit_probability
 from monitors.lab.recipes import Recipe, fit
 from monitors.lab.scoring import Scorer
 from monitors.lab.sections.base import Phase, Statistic
 from monitors.lab.sections.evaluation import AtFpr, Compared, EvaluationSection, Figures, Stratum
+from monitors.lab.sections.probability import Probability
 from monitors.lab.statistics import Floats, Ints, auroc_interval, log_auroc, roc_points, tpr_at
 
 _BUDGETS = (0.01, 0.001)
@@ -38,6 +40,7 @@ class Trial:
     recipe: Recipe | None = None  # of the monitor, to fit it anew without a data set
     statistic: Statistic = "max"
     seed: int = 0
+    fitted_on: str = ""  # digest of the examples that the monitor was fitted on, if known
 
 
 def evaluate(monitor: Monitor, trial: Trial) -> EvaluationSection:
@@ -74,6 +77,7 @@ def evaluate(monitor: Monitor, trial: Trial) -> EvaluationSection:
         else (),
         leave_one_dataset_out=_left_out(trial, strata),
         detection_delay_tokens=_delay(monitor, trial, labels, scores),
+        probability=_probability(monitor, trial, labels, scores),
     )
 
 
@@ -147,6 +151,20 @@ def _left_out(trial: Trial, strata: dict[str, NDArray[np.intp]]) -> tuple[Stratu
         )
         found.append(Stratum(name=str(name), compared=compared))
     return tuple(found)
+
+
+def _probability(monitor: Monitor, trial: Trial, labels: Ints, scores: Floats) -> Probability | None:
+    """Of those examples that the monitor was not fitted on: its scores of the others are too good."""
+    examples = trial.tested.examples
+    if dataset_digest(examples) == trial.fitted_on:
+        return None
+    known = {e.content for e in trial.trained.examples} if trial.trained else set()
+    unseen = np.flatnonzero([e.content not in known for e in examples])
+    if not 0 < labels[unseen].sum() < len(unseen):
+        return None
+    return fit_probability(
+        scores[unseen], labels[unseen], trial.tested.groups[unseen], monitor.link, trial.seed
+    )
 
 
 def _delay(monitor: Monitor, trial: Trial, labels: Ints, scores: Floats) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from monitors.lab.baselines import folds, random_figures, tfidf_out_of_fold
 from monitors.lab.card import CARD_FILE, Card
 from monitors.lab.dataset import Example, dataset_digest
 from monitors.lab.pooling import Pooled
+from monitors.lab.probability import fit_probability
 from monitors.lab.recipes import Recipe, fit
 from monitors.lab.sae.source import SaeSource
 from monitors.lab.sections.base import Phase, Statistic
@@ -165,6 +166,7 @@ def fit_monitor(
         for point in points
     )
     monitor = fit(recipe, pooled, range(len(labels)), labels, name=name, seed=search.seed)
+    fitted_link = monitor.link
     if is_saturated(judged[chosen].scores[labels == 0]):
         monitor = replace(monitor, link=Link.IDENTITY)
     evidence = Evidence(
@@ -184,6 +186,7 @@ def fit_monitor(
         candidates=tuple(candidates),
         tfidf_auroc=words,
         random=random,
+        probability=fit_probability(judged[chosen].scores, labels, groups, fitted_link, search.seed),
     )
     return Fitted(replace(monitor, evidence=evidence), section)
 

@@ -86,6 +86,16 @@ def clopper_pearson(successes: int, n: int, confidence: float = 0.95) -> Interva
     return Interval(value=successes / n, low=low, high=high)
 
 
+def one_of_each(groups: NDArray[np.str_], seed: int = 0) -> NDArray[np.intp]:
+    """The place of one member of each group, drawn by chance, in order.
+
+    If groups are independent, so are these, however alike the members of one are (a two-stage sample, one per cluster).
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(groups))
+    _, first = np.unique(groups[shuffled], return_index=True)
+    return np.sort(shuffled[first])
+
+
 def certified_rank(n: int, fpr: float, confidence: float = 0.95) -> int:
     """The largest k such that the k-th largest of n benign scores is exceeded by a new one with chance <= `fpr`.
 

@@ -82,6 +82,7 @@ def evaluate(
             opened.recipe(),
             card.fit.statistic if card.fit else "max",
             seed,
+            card.fit.data_sha256 if card.fit else "",
         )
         section = evaluated(monitor, trial)
         whole = section.whole
@@ -93,8 +94,8 @@ def evaluate(
         )
         opened.write(replace(monitor, evidence=evidence), section)
     if trained:
-        known = {(e.messages, e.text, e.reply) for e in trained}
-        if repeated := sum((e.messages, e.text, e.reply) in known for e in examples):
+        known = {e.content for e in trained}
+        if repeated := sum(e.content in known for e in examples):
             typer.echo(
                 f"warning: {repeated} of {len(examples)} examples are also in the training data: the figures are too good",
                 err=True,
@@ -120,6 +121,11 @@ def _show(section: "EvaluationSection") -> None:
             table.add_section()
             _rows(table, f"{stratum.name}{title}: ", stratum.compared)
     Console().print(table)
+    if (told := section.probability) is not None:
+        typer.echo(
+            f"as probabilities ({told.method}, out of fold): Brier score {told.brier:.3f}, calibration error "
+            f"{told.calibration_error:.1%}, where {told.base_rate:.1%} are positive"
+        )
 
 
 def _rows(table: Table, name: str, compared: "Compared") -> None:

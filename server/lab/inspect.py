@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -16,9 +17,10 @@ from server.lab.run import told
 
 if TYPE_CHECKING:
     from monitors.artifacts.files import MonitorFile
-    from monitors.base import Calibration
+    from monitors.base import Calibration, Threshold
     from monitors.lab.dataset import Example
     from monitors.lab.report import Reported
+    from server.lab.opened import Opened
 
 _WARM = ("", "on grey23", "on orange4", "on dark_orange3", "on red3")
 
@@ -35,6 +37,14 @@ def inspect(
     example: Annotated[
         str | None, typer.Option("--example", help="The id of the example. Default: the first.")
     ] = None,
+    base_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--base-rate",
+            help="The share of requests in production that are positive, to tell probabilities by. Default: that of the "
+            "examples that the probability was fitted on.",
+        ),
+    ] = None,
     model: options.Model = None,
     text_field: options.TextField = "text",
     label_field: options.LabelField = "label",
@@ -50,6 +60,8 @@ def inspect(
     with told():
         from monitors.lab.report import Reported  # noqa: PLC0415
 
+        if base_rate is not None and not 0 < base_rate < 1:
+            raise ValueError(f"--base-rate {base_rate}: a share between 0 and 1, such as 0.001")
         reported = Reported.read(folder)
         console = Console(highlight=False)
         _describe(console, reported)
@@ -62,7 +74,9 @@ def inspect(
                 raise ValueError(
                     f"no example has the id {example!r}; the first is {examples[0].id!r}, the last {examples[-1].id!r}"
                 )
-            _score(console, folder, model, chosen[0], cache)
+            from server.lab.opened import Opened  # noqa: PLC0415
+
+            _score(console, Opened.read(folder, model), chosen[0], cache, base_rate)
 
 
 def _describe(console: Console, reported: "Reported") -> None:
@@ -107,19 +121,24 @@ def _facts(monitor: "MonitorFile") -> "list[tuple[str, str]]":
 def _thresholds(calibration: "Calibration | None") -> "list[tuple[str, str]]":
     if calibration is None:
         return [("calibration", "none")]
-    told = f"{calibration.num_requests} benign requests, confidence {calibration.confidence:.0%}"
+    told = f"confidence {calibration.confidence:.0%}"
     return [("calibration", told)] + [
-        ("", f"{t.phase} at {t.fpr:.2%}: above {t.value:.6g}{'' if t.certified else ', not certified'}")
+        ("", f"{t.phase} at {t.fpr:.2%}: above {t.value:.6g}, {_certified(calibration, t)}")
         for t in calibration.thresholds
     ]
 
 
-def _score(console: Console, folder: Path, model: str | None, example: "Example", cache: Path) -> None:
+def _certified(calibration: "Calibration", threshold: "Threshold") -> str:
+    on = f"{calibration.num_requests_of(threshold):,} benign requests"
+    return f"certified by {on}" if threshold.certified else f"not certified by {on}"
+
+
+def _score(
+    console: Console, opened: "Opened", example: "Example", cache: Path, base_rate: float | None
+) -> None:
     from monitors.lab.activations import collect  # noqa: PLC0415
     from monitors.lab.scoring import Scorer  # noqa: PLC0415
-    from server.lab.opened import Opened  # noqa: PLC0415
 
-    opened = Opened.read(folder, model)
     subject, monitor = opened.subject, opened.monitor
     acts = collect(subject, [example], monitor.hook_points, cache)
     (tokens,) = acts.tokens
@@ -137,9 +156,27 @@ def _score(console: Console, folder: Path, model: str | None, example: "Example"
                 first = next((i for i, score in enumerate(scores) if score > threshold.value), None)
                 where = "never" if first is None else f"first at token {first + 1} of {len(scores)}"
                 console.print(f"above {threshold.value:.4g} (the {threshold.fpr:.2%} threshold): {where}")
+            if likely := _likely(opened, phase, scores, base_rate):
+                console.print(likely)
             if not console.is_terminal:
                 for text, score in zip(own, scores, strict=True):
                     console.print(f"{score:12.5g}  {text!r}", markup=False)
+
+
+def _likely(opened: "Opened", phase: str, scores: Sequence[float], base_rate: float | None) -> str:
+    """A request's score as a probability; empty if no map was fitted for this phase."""
+    from monitors.lab.probability import log_odds, probabilities  # noqa: PLC0415
+
+    fit, evaluation = opened.card.fit, opened.card.evaluation
+    maps = [e.probability for e in (evaluation,) if e and e.phase == phase]
+    maps += [f.probability for f in (fit,) if f and f.recipe.phase == phase]
+    found = next(filter(None, maps), None)
+    if found is None:
+        return ""
+    score = scores[-1] if fit and fit.statistic == "last" else max(scores)
+    odds = log_odds(np.array([score]), opened.monitor.link)
+    rate = found.base_rate if base_rate is None else base_rate
+    return f"positive with a probability of {probabilities(found, odds, rate)[0]:.1%}, where {rate:.2%} of requests are"
 
 
 def _printable(text: str) -> str:

@@ -62,5 +62,4 @@ class Opened:
             tokenizer_hash=self.file.tokenizer_hash,
             sae=self.file.sae,
         )
-        of_these = section.model_copy(update={"weights_sha256": self.file.weights_sha256})
-        write_card(self.card.with_section(of_these), self.folder)
+        write_card(self.card.with_section(section.bound_to(self.file.weights_sha256)), self.folder)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def write(path: Path, subjects: tuple[tuple[str, int], ...], asks: tuple[str, ..
 
 
 def interlock(*words: object) -> Result:
-    return CliRunner().invoke(app, list(map(str, words)))
+    return CliRunner().invoke(app, list(map(str, words)), env={"COLUMNS": "160"})
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +143,8 @@ def test_what_fit_can_not_use_is_one_message(lab: Path, words: tuple[str, ...], 
 @pytest.fixture(scope="module")
 def calibrated(lab: Path) -> Path:
     """The folder of monitors, with thresholds for the one that was fitted."""
-    benign = write(
-        lab / "benign.jsonl", tuple((name, 0) for name in (*_PLANTS, "a film", "the sea", "my shoes"))
-    )
+    others = ("a film", "the sea", "my shoes", "lunch", "rain", "a song")
+    benign = write(lab / "benign.jsonl", tuple((name, 0) for name in (*_PLANTS, *others)))
     fresh = write(lab / "fresh.jsonl", (("bread", 0), ("the moon", 0), ("music", 0), ("owls", 1)))
     done = interlock(
         "monitor", "calibrate", lab / "animals", "--data", benign, "--fpr", "0.2", "--fpr", "0.01", "--check", fresh,
@@ -245,6 +245,8 @@ def test_eval_measures_on_other_examples_and_keeps_the_figures(calibrated: Path,
     assert monitor["evidence"]["auroc"] == pytest.approx(found["monitor"]["auroc"]["value"], abs=1e-4)
     assert monitor["calibration"]
     assert (found["num_positive"], found["random"]["num_directions"]) == (8, 40)
+    assert card["evaluation"]["probability"]["method"] == "platt"
+    assert "as probabilities (platt, out of fold): Brier score" in done.output
     assert card["fit"]
     assert card["calibration"]
 
@@ -273,6 +275,17 @@ def test_inspect_scores_one_example_token_by_token(calibrated: Path, lab: Path):
     assert done.exit_code == 0, done.output
     assert "first at token" in done.output
     assert "'?'" in done.output
+    told = re.search(
+        r"positive with a probability of ([\d.]+)%, where ([\d.]+)% of requests are", done.output
+    )
+    rare = interlock(
+        "monitor", "inspect", calibrated / "animals", "--data", data, "--example", "train:1", "--cache", lab / "acts",
+        "--base-rate", 0.001,
+    )  # fmt: skip
+    less = re.search(r"positive with a probability of ([\d.]+)%, where 0.10% of requests are", rare.output)
+    assert told
+    assert less
+    assert float(less[1]) < float(told[1])
     unknown = interlock("monitor", "inspect", calibrated / "animals", "--data", data, "--example", "nobody")
     assert unknown.exit_code == 2
     assert "no example has the id 'nobody'" in unknown.output
@@ -292,7 +305,7 @@ def replies(path: Path, subject: str, said: str, num: int = 40) -> Path:
     return path
 
 
-def test_fresh_prompts_above_their_budget_are_told_though_responses_are_within(
+def test_fresh_requests_above_their_budget_are_told_phase_by_phase(
     calibrated: Path, lab: Path, tmp_path: Path
 ):
     done = interlock(
@@ -301,8 +314,9 @@ def test_fresh_prompts_above_their_budget_are_told_though_responses_are_within(
         "--check", replies(tmp_path / "b.jsonl", "I like owls", "Nice."),
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    (line,) = [line for line in done.output.splitlines() if "threshold of the prompt" in line]
-    assert "ABOVE THE BUDGET" in line
+    tables = dict(zip(("prompt", "response"), done.output.split("confidence 95%")[1:], strict=False))
+    assert "ABOVE THE BUDGET" in tables["prompt"]
+    assert "the budget" in tables["response"].lower()
 
 
 def test_checking_on_what_was_calibrated_on_is_refused_and_changes_nothing(calibrated: Path, tmp_path: Path):
@@ -314,7 +328,13 @@ def test_checking_on_what_was_calibrated_on_is_refused_and_changes_nothing(calib
     assert (folder / "monitor.json").read_bytes() == before
 
 
-def test_one_request_without_a_reply_leaves_responses_out_and_that_is_told(
+def phases(folder: Path) -> dict[str, int]:
+    """How many requests each phase of a card is calibrated on."""
+    section = json.loads((folder / "card.json").read_text())["calibration"]
+    return {part["phase"]: part["num_examples"] for part in (section, *section["others"])}
+
+
+def test_one_call_calibrates_all_phases_and_a_later_one_of_prompts_leaves_the_others(
     calibrated: Path, lab: Path, tmp_path: Path
 ):
     data = replies(tmp_path / "a.jsonl", "I like roses", "Nice.")
@@ -324,13 +344,36 @@ def test_one_request_without_a_reply_leaves_responses_out_and_that_is_told(
     done = interlock("monitor", "calibrate", folder, "--data", data, "--fpr", "0.2", "--cache", lab / "acts")
     assert done.exit_code == 0, done.output
     assert "1 of 41 examples have no reply" in done.output
+    assert phases(folder) == {"prompt": 41, "response": 40, "conversation": 40}
+    data = write(tmp_path / "b.jsonl", tuple((name, 0) for name in _PLANTS))
+    words = ("monitor", "calibrate", folder, "--data", data, "--cache", lab / "acts", "--unit", "request")
+    done = interlock(*words)
+    assert done.exit_code == 0, done.output
+    assert "the response stays as it was calibrated before" in done.output
+    assert phases(folder) == {"prompt": 32, "response": 40, "conversation": 40}
+    thresholds = json.loads((folder / "monitor.json").read_text())["calibration"]["thresholds"]
+    assert {(t["phase"], t["num_requests"]) for t in thresholds} == set(phases(folder).items())
+    inspected = interlock("monitor", "inspect", folder)
+    assert "certified by 40 benign requests" in inspected.output
+    page = interlock("monitor", "report", folder)
+    assert page.exit_code == 0, page.output
+    assert all(f"Budgets, {phase}" in (folder / "card.html").read_text() for phase in phases(folder))
+    refused = interlock(*words, "--confidence", "0.9")
+    assert refused.exit_code == 2
+    assert "was calibrated with confidence 0.95, not 0.9" in refused.output
 
 
-def test_requests_in_groups_are_told_to_certify_too_much(calibrated: Path, lab: Path, tmp_path: Path):
+def test_one_request_of_each_group_counts_for_the_certificate(calibrated: Path, lab: Path, tmp_path: Path):
     data = write(tmp_path / "a.jsonl", tuple((name, 0) for name in _PLANTS))
     folder = copied(calibrated, tmp_path)
-    done = interlock("monitor", "calibrate", folder, "--data", data, "--fpr", "0.2", "--cache", lab / "acts")
-    assert "the 32 requests are of 8 groups" in done.output
+    words = ("monitor", "calibrate", folder, "--data", data, "--fpr", "0.2", "--cache", lab / "acts")
+    done = interlock(*words)
+    assert "8 benign requests, one of each group of 32" in " ".join(done.output.split())
+    assert "no: 6 more groups are needed" in " ".join(done.output.split())
+    done = interlock(*words, "--unit", "request")
+    assert "no:" not in done.output
+    refused = interlock(*words, "--unit", "user")
+    assert (refused.exit_code, "must be group or request" in refused.output) == (2, True)
 
 
 def test_a_calibration_that_can_have_no_canary_changes_nothing(calibrated: Path, lab: Path, tmp_path: Path):
@@ -353,6 +396,7 @@ def test_evaluating_on_the_training_data_is_told(calibrated: Path, lab: Path, tm
         "monitor", "eval", copied(calibrated, tmp_path), "--data", data, "--train", data, "--cache", lab / "acts"
     )  # fmt: skip
     assert "64 of 64 examples are also in the training data" in done.output
+    assert "as probabilities" not in done.output
 
 
 def test_inspect_shows_hostile_ids_and_texts_as_they_are_written(calibrated: Path, lab: Path, tmp_path: Path):

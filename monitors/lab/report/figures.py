@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from monitors.lab.report.svg import Ink, draw
 from monitors.lab.sections.base import Interval, RandomDirections
-from monitors.lab.sections.calibration import CalibrationSection
+from monitors.lab.sections.calibration import PhaseCalibration
 from monitors.lab.sections.causal import CausalSection, Effect
 from monitors.lab.sections.evaluation import Compared, Stratum
 from monitors.lab.sections.fit import Candidate, FitSection
@@ -84,7 +84,7 @@ def datasets(strata: Sequence[Stratum], title: str) -> Markup:
     return draw(plot, title, size=(7.2, 1.1 + 0.55 * len(strata)))
 
 
-def benign_scores(calibration: CalibrationSection) -> Markup:
+def benign_scores(calibration: PhaseCalibration) -> Markup:
     """How many benign requests exceed each score, with the thresholds."""
     quantiles = np.array(calibration.quantiles)
     share_above = 1 - np.linspace(0, 1, len(quantiles))
@@ -105,14 +105,14 @@ def benign_scores(calibration: CalibrationSection) -> Markup:
             )
         axes.set_yscale("log")
         axes.set_ylim(8e-5, 1.5)
-        axes.set_xlabel("largest running score of a benign request")
+        axes.set_xlabel(f"largest running score of a benign request, {calibration.phase}")
         axes.set_ylabel("share of requests above it")
         axes.grid(visible=True)
 
     return draw(plot, "Share of benign requests above each score, with the thresholds")
 
 
-def fpr_by_length(calibration: CalibrationSection) -> Markup:
+def fpr_by_length(calibration: PhaseCalibration) -> Markup:
     """The measured rate by length of the request, with the budget."""
     budgets = sorted({stratum.budget for stratum in calibration.by_length}, reverse=True)
 
@@ -130,7 +130,7 @@ def fpr_by_length(calibration: CalibrationSection) -> Markup:
         axes.set_xticks(range(len(names)), names, rotation=30, horizontalalignment="right", fontsize=9)
         axes.set_yscale("symlog", linthresh=min(budgets, default=1e-3))
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("tokens")
+        axes.set_xlabel(f"tokens of the {calibration.phase}")
         axes.set_ylabel("false-positive rate")
         axes.grid(axis="y")
         _legend(axes)

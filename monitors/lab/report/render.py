@@ -53,10 +53,11 @@ def _of_evaluation(evaluation: EvaluationSection) -> Iterator[tuple[str, Markup]
 
 
 def _of_calibration(calibration: CalibrationSection) -> Iterator[tuple[str, Markup]]:
-    if calibration.quantiles:
-        yield "benign", figures.benign_scores(calibration)
-    if calibration.by_length:
-        yield "by_length", figures.fpr_by_length(calibration)
+    for part in calibration.phases:
+        if part.quantiles:
+            yield f"benign_{part.phase}", figures.benign_scores(part)
+        if part.by_length:
+            yield f"by_length_{part.phase}", figures.fpr_by_length(part)
 
 
 def _of_causal(causal: CausalSection) -> Iterator[tuple[str, Markup]]:

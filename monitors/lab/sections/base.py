@@ -1,6 +1,6 @@
 """What the sections of a card have in common."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -29,6 +29,10 @@ class Section(CardPart):
     data_sha256: str  # `dataset_digest` of the examples
     num_examples: int
     seed: int = 0
+
+    def bound_to(self, weights_sha256: str) -> Self:
+        """This section about a monitor with these weights."""
+        return self.model_copy(update={"weights_sha256": weights_sha256})
 
 
 class RandomDirections(CardPart):

@@ -1,6 +1,7 @@
 """The card's section 'evaluation': the monitor on labelled examples, with TF-IDF and random directions beside it."""
 
 from monitors.lab.sections.base import CardPart, Interval, Phase, RandomDirections, Section
+from monitors.lab.sections.probability import Probability
 
 
 class AtFpr(CardPart):
@@ -45,3 +46,6 @@ class EvaluationSection(Section):
     detection_delay_tokens: tuple[
         float, ...
     ] = ()  # quartiles, at the 1 % threshold; empty: nothing was detected
+    probability: Probability | None = (
+        None  # None: the monitor was fitted on these examples, or too few groups
+    )

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from monitors.lab.sections.base import CardPart, Interval, Phase, RandomDirections, Section, Statistic
+from monitors.lab.sections.probability import Probability
 
 
 class AggregatorPart(CardPart):
@@ -52,3 +53,4 @@ class FitSection(Section):
     candidates: tuple[Candidate, ...]
     tfidf_auroc: Interval  # TF-IDF by the same folds
     random: tuple[LayerBaseline, ...] = ()
+    probability: Probability | None = None  # by the chosen candidate's scores out of fold

@@ -1,6 +1,7 @@
 """Calibration: what a certified threshold promises holds, whatever the scores look like."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from monitors.aggregate import AggregatorSpec
 from monitors.base import Link, Monitor, Reference, Threshold
@@ -16,6 +17,8 @@ from monitors.drift import ScoreDrift
 from monitors.lab.activations import Activations
 from monitors.lab.calibrating import benign, calibrate, check, maxima, num_seen, threshold_for
 from monitors.lab.dataset import Example
+from monitors.lab.statistics import one_of_each
+from monitors.lab.subject import Tokens
 from monitors.linear import Linear
 from tests.unit.monitors.lab.synthetic import PLANTED, direction, planted
 
@@ -76,8 +79,17 @@ def monitor() -> Monitor:
     return Monitor("planted", Linear((PLANTED,), weight, torch.zeros(1)), AggregatorSpec("ema", alpha=0.5))
 
 
-def traffic(folder, seed: int, num: int = 400, reply: int = 5) -> Activations:
-    return planted(folder / str(seed), num=num, strength=0.0, seed=seed, reply=reply)
+def traffic(folder, seed: int, num: int = 400, reply: int = 5, of_a_group: int = 1) -> Activations:
+    """Benign requests, `of_a_group` neighbours of which share a group."""
+    acts = planted(folder / str(seed), num=num, strength=0.0, seed=seed, reply=reply)
+    grouped = [replace(e, group=f"g{i // of_a_group}") for i, e in enumerate(acts.examples)]
+    return replace(acts, examples=tuple(grouped))
+
+
+def without_replies(acts: Activations, first: int) -> Activations:
+    """The same, of which those from `first` on have all their tokens in the prompt."""
+    tokens = [t if i < first else Tokens(t.ids, len(t.ids)) for i, t in enumerate(acts.tokens)]
+    return replace(acts, tokens=tuple(tokens))
 
 
 def test_it_calibrates_prompt_response_and_conversation(tmp_path, monitor: Monitor):
@@ -101,7 +113,7 @@ def test_fresh_traffic_stays_within_the_budget_and_other_traffic_does_not(tmp_pa
 
 def test_the_score_is_the_largest_running_one_rounded_as_the_server_rounds(tmp_path, monitor: Monitor):
     acts = traffic(tmp_path, 4, num=20)
-    for found in maxima(monitor, acts):
+    for found in maxima(monitor, acts)[:2]:
         for index, score in enumerate(found.scores):
             rows = acts.rows(PLANTED, index).numpy().astype(float)
             num_prompt = acts.tokens[index].num_prompt
@@ -187,3 +199,107 @@ def test_fresh_requests_may_repeat_some_but_not_all_of_the_calibration():
     assert num_seen([], [a]) == 0
     with pytest.raises(ValueError, match="all 1 fresh examples"):
         num_seen([a], [a, b])
+
+
+def of_groups(rng: np.random.Generator, sizes: np.ndarray, correlation: float) -> np.ndarray:
+    """Standard normal scores of requests, those of a group correlated."""
+    own = rng.normal(size=sizes.sum())
+    shared = np.repeat(rng.normal(size=len(sizes)), sizes)
+    return np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
+
+
+@pytest.mark.parametrize(
+    ("num_groups", "fpr"), [(300, 0.01), (100, 0.05)], ids=["1 % of 300 groups", "5 % of 100 groups"]
+)
+@pytest.mark.parametrize("sizes", ["ten each", "one to forty"])
+def test_of_groups_that_score_alike_the_certificate_holds_and_one_of_requests_does_not(
+    num_groups: int, fpr: float, sizes: str
+):
+    """The rate of a threshold at which it fails is known: scores are standard normal."""
+    rng = np.random.default_rng(3)
+    draws = 400
+    broken = {"group": 0, "request": 0}
+    for draw in range(draws):
+        size = np.full(num_groups, 10) if sizes == "ten each" else rng.geometric(0.1, num_groups).clip(1, 40)
+        scores = of_groups(rng, size, correlation=0.95)
+        drawn = one_of_each(np.repeat(np.arange(num_groups), size).astype(str), seed=draw)
+        for unit, counted in (("group", scores[drawn]), ("request", scores)):
+            value, rank = threshold_for(counted, fpr, 0.95)
+            assert rank
+            broken[unit] += norm.sf(value) > fpr
+    most = binom.ppf(0.999, draws, 0.05)
+    assert broken["group"] <= most < broken["request"]
+
+
+def test_one_of_each_group_is_drawn_by_chance_and_without_a_look_at_its_score():
+    groups = np.array(["a", "b", "a", "c", "a", "b"])
+    drawn = np.array([one_of_each(groups, seed) for seed in range(600)])
+    assert all(sorted(groups[rows]) == ["a", "b", "c"] for rows in drawn)
+    times = np.bincount(drawn.ravel(), minlength=6)
+    assert times.tolist() == pytest.approx([200, 300, 200, 600, 200, 300], abs=60)
+
+
+def test_one_request_of_each_group_counts_unless_all_are_said_to_be_independent(tmp_path, monitor: Monitor):
+    acts = traffic(tmp_path, 9, num=600, reply=0, of_a_group=10)
+    calibrated, section = calibrate(monitor, acts, budgets=(0.05, 0.01))
+    assert (section.num_examples, section.drawn_from) == (60, 600)
+    assert [b.certified for b in section.budgets] == [True, False]
+    assert calibrated.calibration.num_requests == calibrated.calibration.references[0].num_requests == 60
+    _, every = calibrate(monitor, acts, budgets=(0.05, 0.01), unit="request")
+    assert (every.num_examples, every.drawn_from) == (600, None)
+    assert all(b.certified for b in every.budgets)
+
+
+def test_the_interval_of_a_check_counts_one_request_of_each_group_too(tmp_path, monitor: Monitor):
+    calibrated, _ = calibrate(monitor, traffic(tmp_path, 1, reply=0), budgets=(0.05,))
+    widths = {}
+    for of_a_group in (1, 20):
+        (found,) = check(calibrated, traffic(tmp_path, 10, reply=0, of_a_group=of_a_group))
+        widths[of_a_group] = found.rate.high - found.rate.low
+    assert widths[20] > 2 * widths[1]
+
+
+def test_responses_are_calibrated_on_the_requests_that_have_one(tmp_path, monitor: Monitor):
+    acts = without_replies(traffic(tmp_path, 11), first=300)
+    calibrated, section = calibrate(monitor, acts, budgets=(0.05, 0.01))
+    assert {part.phase: part.num_examples for part in section.phases} == {
+        "prompt": 400,
+        "response": 300,
+        "conversation": 300,
+    }
+    numbers = {t.phase: calibrated.calibration.num_requests_of(t) for t in calibrated.calibration.thresholds}
+    assert numbers == {"prompt": 400, "response": 300, "conversation": 300}
+    few = without_replies(traffic(tmp_path, 11), first=20)
+    _, section = calibrate(monitor, few, budgets=(0.05, 0.01))
+    assert [part.phase for part in section.phases] == ["prompt"]
+
+
+def test_what_new_examples_do_not_cover_stays_as_it_was_calibrated(tmp_path, monitor: Monitor):
+    first, before = calibrate(monitor, traffic(tmp_path, 12), budgets=(0.05, 0.01))
+    prompts = traffic(tmp_path, 13, num=100, reply=0)
+    second, section = calibrate(first, prompts, budgets=(0.05,))
+    old, new = first.calibration, second.calibration
+    for phase in ("response", "conversation"):
+        kept = [t for t in new.thresholds if t.phase == phase]
+        assert kept == [t for t in old.thresholds if t.phase == phase]
+        assert {new.num_requests_of(t) for t in kept} == {400}
+    assert [(t.fpr, new.num_requests_of(t)) for t in new.thresholds if t.phase == "prompt"] == [(0.05, 100)]
+    assert [(r.phase, r.num_requests) for r in new.references] == [("prompt", 100), ("response", 400)]
+    whole = section.with_phases_of(before).bound_to("0" * 64)
+    assert [(p.phase, p.num_examples) for p in whole.phases] == [
+        ("prompt", 100),
+        ("response", 400),
+        ("conversation", 400),
+    ]
+    assert {p.weights_sha256 for p in whole.phases} == {"0" * 64}
+
+
+def test_one_calibration_has_one_confidence(tmp_path, monitor: Monitor):
+    first, _ = calibrate(monitor, traffic(tmp_path, 14, num=100), budgets=(0.05,))
+    prompts = traffic(tmp_path, 15, num=100, reply=0)
+    with pytest.raises(
+        ValueError, match=r"response and conversation was calibrated with confidence 0.95, not 0.9"
+    ):
+        calibrate(first, prompts, budgets=(0.05,), confidence=0.9)
+    anew, _ = calibrate(first, traffic(tmp_path, 16, num=100), budgets=(0.05,), confidence=0.9)
+    assert anew.calibration.confidence == 0.9
