@@ -56,15 +56,18 @@ class PortServer(uvicorn.Server):
 
 def open_ports(config: ServerConfig) -> tuple[Port, Port]:
     """The serving port and the admin port. Raises TlsError, and OSError for a port that can't be had; each names what to change."""
-    return (
-        _open("api", config.host, config.port, config.tls),
-        _open("admin", config.admin_host, config.admin_port, config.admin_tls),
-    )
+    certificates = _certificates("api", config.tls), _certificates("admin", config.admin_tls)
+    api = Port("api", config.host, bind(config.host, config.port), certificates[0])
+    try:
+        admin = bind(config.admin_host, config.admin_port)
+    except OSError:
+        api.listener.close()
+        raise
+    return api, Port("admin", config.admin_host, admin, certificates[1])
 
 
-def _open(name: str, host: str, port: int, files: TlsFiles | None) -> Port:
-    certificates = None if files is None else Certificates(files, name)
-    return Port(name, host, bind(host, port), certificates)
+def _certificates(port: str, files: TlsFiles | None) -> Certificates | None:
+    return None if files is None else Certificates(files, port)
 
 
 def bind(host: str, port: int) -> socket.socket:
