@@ -38,7 +38,7 @@ def tried(vocabulary: LLTokenizer, source: str) -> str:
     if not matcher.is_error() and not any(matcher.compute_bitmask()):
         return "Unsatisfiable schema"
     if not matcher.is_error():
-        matcher.consume_tokens(matcher.compute_ff_tokens())
+        matcher.consume_tokens(vocabulary.tokenize_bytes(matcher.compute_ff_bytes()))
     if not matcher.is_error():
         matcher.compute_bitmask()
     return str(matcher.get_error())
