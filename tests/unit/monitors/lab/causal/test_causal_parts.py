@@ -14,18 +14,27 @@ from monitors.base import Column, Monitor, Rectifier, Transform
 from monitors.lab.causal import parse_behaviour
 from monitors.lab.causal.behaviour import first_tokens
 from monitors.lab.causal.directions import directions
-from monitors.lab.causal.edits import Axis, null, patch, push, random_writes, to_high, to_low, wrong_sign
+from monitors.lab.causal.edits import (
+    Axis,
+    concept_writes,
+    null,
+    patch,
+    push,
+    random_writes,
+    to_high,
+    to_low,
+    wrong_sign,
+)
 from monitors.lab.causal.effects import Paired, holm, p_value
+from monitors.lab.causal.faithfulness import _givers
 from monitors.lab.causal.forward import Passage, run
 from monitors.lab.causal.interventions import Prompts
+from monitors.lab.causal.neutral import matched_scale
 from monitors.lab.causal.reading import aurocs, beaten
-from monitors.lab.causal.verdict import Measured, judge
-from monitors.lab.sections.base import Interval, RandomDirections
-from monitors.lab.sections.causal import Effect, Faithfulness, Read, SiteEffect, Specificity
 from monitors.lab.statistics import auroc
 from monitors.linear import Linear
 from monitors.sae_feature import SaeFeature
-from monitors.types import CausalVerdict, HookPoint
+from monitors.types import HookPoint
 from tests.unit.monitors.lab.causal.toy import CAUSE, YES, D, toy_examples, toy_subject
 
 POINT = HookPoint(1)
@@ -37,6 +46,21 @@ OWNER = torch.arange(7)
 
 def never(num):
     pass
+
+
+def rows_of(subject, example):
+    """At POINT, [num_tokens, D]."""
+    tokens, found = subject.tokenize(example), []
+    run(
+        subject,
+        [Passage(tokens, 0)],
+        (),
+        None,
+        watched=[POINT],
+        take=lambda i, seen: found.append(seen),
+        step=never,
+    )
+    return found[0][POINT]
 
 
 def test_edits_do_what_their_formulas_say():
@@ -69,6 +93,47 @@ def test_random_directions_leave_the_difference_of_the_classes_out():
     rows[:, 1] = 100.0 * torch.tensor(labels)
     for writes in random_writes({POINT: rows}, labels, 5, seed=1):
         torch.testing.assert_close(writes[POINT].abs(), torch.eye(D)[0])
+
+
+def test_the_direction_of_another_concept_is_where_its_score_varies_within_the_classes():
+    """The score is the first coordinate; the classes differ along the second, and differ in the score."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    rows = torch.zeros(60, D)
+    rows[:, 0] = torch.tensor(rng.normal(size=60)).float()
+    rows[:, 1] = 100.0 * torch.tensor(labels)
+    scores = rows[:, 0].double().numpy() + 5.0 * labels
+    writes = concept_writes(scores, {POINT: rows}, labels)
+    torch.testing.assert_close(writes[POINT], torch.eye(D)[0])
+    assert concept_writes(np.where(labels == 1, 0.9, 0.1), {POINT: rows}, labels) is None
+
+
+class _Neutral:
+    """Text whose KL is the square of the edit's scale, up to a limit."""
+
+    def __init__(self, per_square, limit=1e9):
+        self.kl_at, self.num_tries = (lambda scale: min(per_square * scale**2, limit)), 0
+
+    def mean_kl(self, scale):
+        self.num_tries += 1
+        return self.kl_at(scale)
+
+
+@pytest.mark.parametrize("per_square", [1e-3, 0.2, 30.0])
+def test_null_edits_are_scaled_until_they_do_as_much_to_neutral_text(per_square):
+    neutral = _Neutral(per_square)
+    found = matched_scale(neutral, 0.2, lambda scale: scale, steps=5)
+    assert neutral.kl_at(found.scale) == pytest.approx(0.2, rel=0.11)
+    assert found.ratio == pytest.approx(neutral.kl_at(found.scale) / 0.2)
+    assert not found.is_weaker
+    assert neutral.num_tries <= 5
+
+
+def test_a_null_edit_that_can_do_no_more_is_called_weaker():
+    assert matched_scale(_Neutral(0.2, limit=0.1), 0.2, lambda scale: scale, steps=5).is_weaker
+    assert not matched_scale(
+        _Neutral(1e6), 1e-6, lambda scale: scale, steps=5
+    ).is_weaker  # too strong is fair
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -164,6 +229,46 @@ def test_an_edit_changes_its_own_rows_only():
     assert not torch.allclose(logits[0][-1], plain[-1])
 
 
+def test_a_random_position_is_one_token_in_scope_before_the_last():
+    subject, examples = toy_subject(), toy_examples(40)
+    labels = np.array([e.label for e in examples])
+    behaviour = parse_behaviour("continuations", subject, examples[0])
+    prompts = Prompts(
+        subject, behaviour, examples, labels, from_last=False, exclude_first=2, step=never, seed=3
+    )
+    found = {}
+
+    def edit(point, x, owner):
+        for row, one in zip(x, owner.tolist(), strict=True):
+            found.setdefault(one, []).append(row)
+        return x
+
+    prompts.measure([POINT], edit, np.ones(40, dtype=bool), where="random")
+    places = []
+    for owner, (first, second) in found.items():  # one token in each of the two continuations
+        natural = rows_of(subject, examples[owner])
+        (place,) = [t for t, row in enumerate(natural) if torch.allclose(row, first, atol=1e-5)]
+        torch.testing.assert_close(first, second)
+        assert 2 <= place < len(natural) - 1
+        places.append(place)
+    assert len(found) == 40
+    assert len(set(places)) > 3
+
+
+def test_a_negative_is_patched_from_the_positive_of_its_pair():
+    subject = toy_subject()
+    examples = [replace(e, group=f"pair{i // 2}") for i, e in enumerate(toy_examples(6))]
+    examples[4] = replace(examples[4], group="alone")
+    labels = np.array([e.label for e in examples])
+    behaviour = parse_behaviour("continuations", subject, examples[0])
+    prompts = Prompts(
+        subject, behaviour, tuple(examples), labels, from_last=False, exclude_first=0, step=never
+    )
+    givers = _givers(prompts)
+    assert givers[[0, 2]].tolist() == [1, 3]
+    assert labels[givers].all()
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -236,87 +341,3 @@ class _Bent(Transform):
 def test_a_direction_of_zero_is_refused():
     with pytest.raises(ValueError, match="so there is nothing to write or remove"):
         directions(Monitor("m", Linear((POINT,), torch.zeros(1, D), torch.zeros(1))), {})
-
-
-GOOD_READ = Read(
-    auroc=Interval(value=0.95, low=0.9, high=0.98),
-    random=RandomDirections(num_directions=40, mean_auroc=0.6, p95_auroc=0.8, best_auroc=0.85),
-    random_percentile=1.0,
-    sham_aurocs=(0.5, 0.3),
-    sham_percentile=1.0,
-    selectivity=0.5,
-    length_auroc=0.5,
-    tfidf_auroc=0.7,
-    first_layer_auroc=0.6,
-)
-STRONG = Effect(
-    effect=Interval(value=0.8, low=0.6, high=0.9), null_low=-0.1, null_high=0.1, num_nulls=9, p_value=0.2
-)
-WEAK = STRONG.model_copy(update={"effect": Interval(value=0.05, low=0.01, high=0.1), "null_high": 0.3})
-LIKE_NULLS = STRONG.model_copy(update={"null_high": 0.85})
-SPECIFIC = Specificity(mean_kl=0.01, p95_kl=0.2, perplexity_ratio=1.01, top1_agreement=0.99)
-DIFFERS = Interval(value=3.0, low=2.0, high=4.0)
-
-
-@pytest.mark.parametrize(
-    ("necessity", "sufficiency", "verdict"),
-    [
-        ((STRONG,), (STRONG,), "causal"),
-        ((STRONG,), (WEAK,), "necessary"),
-        ((WEAK,), (STRONG,), "write-handle"),
-        ((WEAK,), (WEAK,), "readout"),
-        ((STRONG, LIKE_NULLS), (STRONG, STRONG), "write-handle"),  # every matching of the nulls counts
-    ],
-)
-def test_the_verdict_follows_from_the_effects(necessity, sufficiency, verdict):
-    found = judge(GOOD_READ, Measured(DIFFERS, necessity, sufficiency, SPECIFIC))
-    assert found.verdict == verdict
-    assert found.flags == ()
-
-
-@pytest.mark.parametrize(
-    "specificity",
-    [
-        SPECIFIC.model_copy(update={"mean_kl": 0.11}),
-        SPECIFIC.model_copy(update={"p95_kl": 1.1}),
-        SPECIFIC.model_copy(update={"perplexity_ratio": 1.06}),
-        SPECIFIC.model_copy(update={"top1_agreement": 0.97}),
-        SPECIFIC.model_copy(update={"safety_change": Interval(value=-1.0, low=-1.5, high=-0.2)}),
-    ],
-)
-def test_what_is_not_specific_may_not_steer(specificity):
-    found = judge(GOOD_READ, Measured(DIFFERS, (STRONG,), (STRONG,), specificity))
-    assert (found.verdict, found.flags) == (CausalVerdict.READOUT, ("entangled",))
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"auroc": Interval(value=0.6, low=0.45, high=0.7)}, "does not exclude chance"),
-        ({"sham_percentile": 0.9}, "permuted labels"),
-        ({"random_percentile": 0.9}, "random directions"),
-        ({"tfidf_auroc": 0.99}, "TF-IDF alone"),
-        ({"length_auroc": 0.99}, "length alone"),
-    ],
-)
-def test_a_monitor_that_reads_nothing_is_invalid_whatever_its_direction_does(change, told):
-    read = GOOD_READ.model_copy(update=change)
-    for measured in (None, Measured(DIFFERS, (STRONG,), (STRONG,), SPECIFIC)):
-        found = judge(read, measured)
-        assert found.verdict is CausalVerdict.INVALID
-        assert any(told in reason for reason in found.reasons)
-
-
-def test_behaviour_that_does_not_differ_leaves_the_causal_part_open():
-    found = judge(GOOD_READ, Measured(Interval(value=0.1, low=-0.2, high=0.3)))
-    assert found.verdict is CausalVerdict.READOUT
-    assert "not tested" in found.reasons[-1]
-
-
-def test_flags_say_what_is_doubtful():
-    read = GOOD_READ.model_copy(update={"masked_auroc": 0.6})
-    doubtful = Faithfulness(patch_ratio=1.5, on_distribution=1.0, norm_ratio=1.0)
-    far = (SiteEffect(hook_point="blocks.3.hook_resid_post", necessity=0.1, sufficiency=0.2),)
-    found = judge(read, Measured(DIFFERS, (STRONG,), (STRONG,), SPECIFIC, doubtful, far, anti_steerable=0.3))
-    assert found.flags == ("leaky", "illusion-risk", "fragile-layer", "anti-steerable")
-    assert found.verdict is CausalVerdict.CAUSAL

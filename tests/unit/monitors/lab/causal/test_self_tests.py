@@ -25,11 +25,14 @@ def probe(direction):
     return Monitor("probe", Linear((POINT,), direction[None], torch.zeros(1)), MEAN)
 
 
-def verified(monitor, cache, *, plan=QUICK, num=96, behaviour="continuations", recipe=RECIPE, **data):
+def verified(
+    monitor, cache, *, plan=QUICK, num=96, behaviour="continuations", recipe=RECIPE, rest=None, **data
+):
     subject, test = toy_subject(), toy_examples(num)
     data = Subjects(**{"test": test, "neutral": toy_examples(20, seed=5)[::2], **data})
     parsed = parse_behaviour(behaviour, subject, test[0]) if behaviour else None
-    return verify(Verification(monitor, subject, data, plan, recipe, parsed), cache, "0" * 64)
+    job = Verification(monitor, subject, data, plan, recipe, parsed, **(rest or {}))
+    return verify(job, cache, "0" * 64)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,68 @@ def test_a_planted_cause_is_causal(causal):
     assert causal.dose_spearman == pytest.approx(1.0)
     assert causal.anti_steerable == 0.0
     assert causal.read.selectivity > 0.3
-    assert not {"entangled", "fragile-layer"} & set(causal.flags)
+    assert causal.flags == ()
+    assert min(effect.z for effect in (*causal.necessity, *causal.sufficiency)) > 3
+
+
+def test_a_planted_cause_works_at_the_token_that_is_answered_from_and_nowhere_else(causal):
+    """Behind the first block no token of the toy reads another."""
+    last, random = causal.positions
+    assert (last.position, random.position) == ("last", "random")
+    assert last.necessity == pytest.approx(causal.necessity[0].effect.value, abs=1e-5)
+    assert last.sufficiency == pytest.approx(causal.sufficiency[0].effect.value, abs=1e-5)
+    assert (random.necessity, random.sufficiency) == pytest.approx((0.0, 0.0), abs=1e-5)
+
+
+def test_a_later_probe_follows_a_planted_cause_and_a_new_one_finds_the_bystander(causal):
+    (later,) = causal.downstream
+    assert later.hook_point == "blocks.3.hook_resid_post"
+    assert 0.3 < later.removed.low < later.removed.high < 0.7  # half of the concept is the bystander
+    assert 0.3 < later.written.low < later.written.high < 0.7
+    assert later.refit_auroc > 0.95
+    assert any("holds it in other directions" in reason for reason in causal.reasons)
+
+
+OTHER = torch.randn(D, generator=torch.Generator().manual_seed(102))
+OTHER -= (OTHER @ CAUSE) * CAUSE + (OTHER @ BYSTANDER) * BYSTANDER
+
+
+def test_a_monitor_of_another_concept_is_not_moved_and_its_direction_moves_nothing(cache, causal):
+    other = replace(probe(OTHER / OTHER.norm()), name="other")
+    section = verified(probe(CAUSE), cache, behaviour=f"tokens:{YES}", rest={"unrelated": (other,)})
+    (found,) = section.unrelated
+    assert found.monitor == "other"
+    assert found.moved < 0.01
+    assert abs(found.necessity) < 0.2
+    assert abs(found.sufficiency) < 0.2
+    assert section.necessity[0].num_nulls == causal.necessity[0].num_nulls + 1
+    assert section.verdict is CausalVerdict.CAUSAL
+
+
+def test_a_monitor_of_another_concept_that_the_edit_moves_bars_steering(cache):
+    mixed = replace(probe(CAUSE + OTHER / OTHER.norm()), name="mixed")
+    section = verified(probe(CAUSE), cache, behaviour=f"tokens:{YES}", rest={"unrelated": (mixed,)})
+    assert section.unrelated[0].moved > 0.5
+    assert (section.verdict, section.flags) == (CausalVerdict.READOUT, ("entangled",))
+
+
+def test_an_unrelated_monitor_that_never_varies_is_refused(cache):
+    deaf = replace(probe(torch.zeros(D)), name="deaf")
+    with pytest.raises(ValueError, match="monitor 'deaf' says the same of all examples"):
+        verified(probe(CAUSE), cache, rest={"unrelated": (deaf,)})
+
+
+@pytest.mark.parametrize("behaviour", [f"tokens:{YES}", "continuations"])
+def test_as_many_sequences_are_run_as_were_announced(cache, behaviour):
+    announced, done = [], []
+    rest = {
+        "unrelated": (replace(probe(OTHER), name="other"),),
+        "announce": announced.append,
+        "intervening": lambda now, total: done.append((now, total)),
+    }
+    verified(probe(CAUSE), cache, behaviour=behaviour, rest=rest)
+    assert done[-1] == (announced[0], announced[0])
+    assert done[-2][0] < announced[0]
 
 
 def test_a_planted_cause_is_causal_with_nulls_of_equal_kl_too(cache):
@@ -64,7 +128,9 @@ def test_a_planted_cause_is_causal_with_nulls_of_equal_kl_too(cache):
     )
     assert section.verdict is CausalVerdict.CAUSAL, section.reasons
     assert [e.matched_by for e in section.necessity] == ["norm", "kl"]
+    assert len(section.downstream) == 2
     for effect in (*section.necessity, *section.sufficiency):
+        assert effect.num_unmatched == 0
         assert effect.p_value == pytest.approx(2 / (1 + effect.num_nulls))  # no null did as much; Holm of two
 
 
@@ -97,6 +163,21 @@ def test_a_monitor_that_only_reads_leaked_text_is_flagged(cache):
     section = verified(probe(CAUSE), cache, behaviour=None, masked=masked)
     assert "leaky" in section.flags
     assert section.read.masked_auroc < section.read.auroc.value - 0.1
+
+
+def test_a_monitor_that_does_not_know_other_words_is_flagged(cache):
+    strange = tuple(replace(e, tags={"ids": "20 21 22"}) for e in toy_examples(40, seed=23))
+    section = verified(probe(CAUSE), cache, behaviour=None, paraphrased=strange)
+    assert section.flags == ("wording",)
+    assert section.read.paraphrased_auroc == pytest.approx(0.5)
+    (part,) = section.others[1:]  # after the neutral text
+    assert (part.name, part.num_examples) == ("paraphrased", 40)
+
+
+def test_a_rate_at_one_per_cent_is_told_where_there_are_enough_negatives(cache, causal):
+    assert causal.read.tpr_at_1pct is None
+    section = verified(probe(CAUSE), cache, behaviour=None, num=420)
+    assert section.read.tpr_at_1pct.value > 0.9
 
 
 def test_without_behaviour_the_causal_part_is_not_tested(cache):
