@@ -4,6 +4,7 @@ import typer
 
 from server.audit_cli import audit_app
 from server.drain_cli import drain
+from server.health_cli import health
 from server.keys_cli import keys_app
 from server.monitor_cli import monitor_app, sae_app, vector_app
 from server.policy_cli import policy_app
@@ -38,6 +39,7 @@ app.add_typer(sae_app, name="sae")
 app.add_typer(vector_app, name="vector")
 app.command()(serve)
 app.command()(drain)
+app.command()(health)
 
 
 @app.command()

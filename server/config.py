@@ -11,7 +11,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from guard.audit import SeriesFormat
 from guard.schema import LogContent
 from server.auditing.writer import OnFull
-from server.canary import OnFailure
 from server.keys.types import BlockStyle
 from server.limits.shared import OnError
 from server.sizes import parse_size
@@ -148,7 +147,7 @@ class ServerConfig(BaseSettings):
     step_timeout_s: Annotated[float, Field(gt=0)] = (
         30.0  # a forward pass that takes longer has hung: its requests fail
     )
-    canary: OnFailure = (
+    canary: OnError = (
         "closed"  # a monitor fails its canaries: closed refuses requests, open serves and counts
     )
     canary_interval_s: Annotated[float, Field(gt=0)] = 300.0

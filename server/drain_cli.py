@@ -1,18 +1,16 @@
 """`interlock drain`: has a server let its responses end, and waits for that."""
 
-import ssl
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from server.config import read_settings
+from server.own_ports import open_client
 
 if TYPE_CHECKING:
     import httpx  # heavy
 
-_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # what one connects to, where a server listens on all
 _LOOK_S = 0.5
 
 
@@ -54,7 +52,7 @@ def drain(
 
     try:
         until = None if wait is None else time.monotonic() + seconds(wait)
-        client = _client(url, key_file, ca, cert, cert_key)
+        client = open_client("admin", url=url, key_file=key_file, ca=ca, cert=cert, cert_key=cert_key)
     except (ValueError, OSError) as error:
         _refuse(str(error), code=2)
     with client:
@@ -80,29 +78,6 @@ def drain(
             except httpx.TransportError:  # it may be ending right now: look again
                 continue
     typer.echo("Drained: nothing runs any more.")
-
-
-def _client(
-    url: str | None, key_file: Path | None, ca: Path | None, cert: Path | None, cert_key: Path | None
-) -> "httpx.Client":
-    """Raises ValueError and OSError."""
-    import httpx  # noqa: PLC0415
-
-    config = read_settings()
-    context = ssl.create_default_context(cafile=ca)
-    if url is None:
-        host = _ANYWHERE.get(config.admin_host, config.admin_host)
-        scheme = "http" if config.admin_tls is None else "https"
-        url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{config.admin_port}"
-        if config.admin_tls is not None and ca is None:
-            # the file that the server shows is at hand, and names no loopback address: it is who has that key
-            context.load_verify_locations(config.admin_tls.cert)
-            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-            context.check_hostname = False
-    if cert is not None:
-        context.load_cert_chain(cert, cert_key)
-    headers = {"authorization": f"Bearer {key_file.read_text().strip()}"} if key_file is not None else {}
-    return httpx.Client(base_url=url, headers=headers, verify=context, trust_env=False, timeout=10)
 
 
 def _told(reply: "httpx.Response") -> dict[str, Any]:

@@ -19,9 +19,10 @@ from server.loading import Loading
 from server.ports import Port, PortServer
 from server.readiness import watch
 from server.service import Service
+from server.service_manager import ServiceManager
 
 _log = structlog.get_logger()
-_STEP_END_S = 5.0  # a step that takes longer hangs
+_STEP_END_S = 4.0  # a step that takes longer hangs
 _LAST_SIGNAL = 3  # the third one
 
 
@@ -59,6 +60,7 @@ async def _run(load: Callable[[], Service], config: ServerConfig, api: Port, adm
         async with app.router.lifespan_context(app):
             process.take(service)
             api_door.app, admin_door.app = app, create_admin_app(service)
+            process.manager.tell("READY=1")
             is_clean = await process.until_the_end()
             await stop_listening()  # before the log is closed: requests are recorded when they end
             if not is_clean:  # whatever waits for the engine's thread now would wait for ever
@@ -88,6 +90,7 @@ class _Process:
     """What signals and changed files mean to this process, and how it ends."""
 
     def __init__(self, config: ServerConfig, ports: Iterable[Port]) -> None:
+        self.manager = ServiceManager()
         self._config = config
         self._certificates = [port.certificates for port in ports if port.certificates is not None]
         self._service: Service | None = None  # none while the model is being loaded
@@ -107,6 +110,7 @@ class _Process:
         for certificates in self._certificates:
             metrics.tls.show(certificates)
         self._start(watch(service))
+        self._start(self.manager.keep_alive(lambda: not service.pulse.is_hopeless))
         if service.canary is not None:
             policies = service.policies
             self._start(
@@ -132,16 +136,17 @@ class _Process:
             timeout_s=config.drain_timeout_s,
         )
         line.close()
+        is_clean = True
         if num_left:
             _log.warning("responses are cut short", responses=num_left)
             service.second_opinions.give_up()
-            await _stop_engine(service)
+            is_clean = await _stop_engine(service)
         service.drain.finish()
         _log.info("drained")
         await self._told_to_end.wait()
         for task in self._background:
             task.cancel()
-        return await _stop_engine(service)
+        return is_clean and await _stop_engine(service)
 
     def _end(self, number: signal.Signals) -> None:
         self._num_signals += 1
@@ -150,6 +155,7 @@ class _Process:
         self._told_to_end.set()
         drain = self._service.drain
         if self._num_signals == 1:
+            self.manager.tell("STOPPING=1")
             _log.info("draining", signal=number.name)
             drain.begin(unnoticed=number is signal.SIGINT)  # a person at a terminal, not an orchestrator
         else:

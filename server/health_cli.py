@@ -1,0 +1,47 @@
+"""`interlock health`: whether the server on this machine is well, told by an exit code. For images that have no curl."""
+
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from server.own_ports import open_client
+
+if TYPE_CHECKING:
+    import httpx  # heavy
+
+
+def health(
+    *,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="The API port. Default: this machine's, by the same INTERLOCK__ variables as serve."
+        ),
+    ] = None,
+) -> None:
+    """Ask the running server's `/health`: 0 if it is well; 1, and why, if it is not, or is not there yet.
+
+    For Docker's HEALTHCHECK. Kubernetes probes the admin port itself.
+    """
+    import httpx  # noqa: PLC0415
+
+    try:
+        with open_client("api", url=url) as client:
+            if client.get("/health").is_success:
+                typer.echo("well")
+                return
+            _not_well(_why(client.get("/readyz")))
+    except httpx.TransportError as error:
+        _not_well(f"can't reach {client.base_url}: {error}")
+    except (ValueError, OSError) as error:
+        _not_well(str(error), code=2)
+
+
+def _why(ready: "httpx.Response") -> str:
+    failing = (check for check in ready.json()["checks"] if not check["ok"])
+    return "; ".join(f"{check['name']}: {check.get('note', 'failing')}" for check in failing)
+
+
+def _not_well(message: str, code: int = 1) -> NoReturn:
+    typer.echo(f"not well: {message}", err=True)
+    raise typer.Exit(code)
