@@ -46,7 +46,8 @@ class Script:
     finish: FinishReason = FinishReason.STOP
     fail_at: int | None = None  # raise EngineError instead of playing this token
     step_s: float = 0.0  # seconds per token
-    hold: threading.Event | None = None  # no response token is played before it is set
+    hold: threading.Event | None = None  # no response token from `hold_from` on is played before it is set
+    hold_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +132,13 @@ class ScriptedEngine:
         try:
             values = self._values(script.prompt_scores, 0, num_prompt)
             yield StepOutput(Phase.PROMPT, 0, num_prompt, values, self.monitors, final=True)
-            while script.hold is not None and not script.hold.is_set():
-                await asyncio.sleep(_POLL_S)
-                self._check(request, script, -1)
             for index in range(len(script.tokens)):
                 if limit is not None and index >= limit:
                     yield self._end(index, text, FinishReason.LENGTH)
                     return
+                while script.hold is not None and index >= script.hold_from and not script.hold.is_set():
+                    await asyncio.sleep(_POLL_S)
+                    self._check(request, script, -1)
                 await asyncio.sleep(script.step_s)
                 self._check(request, script, index)
                 self._running[request.request_id] += 1
