@@ -71,17 +71,19 @@ class DriftCollector(Collector):
         yield from (*self._families(), _norm_family())
 
     def collect(self) -> Iterator[Metric]:
-        psi, exceedance, evidence, alarm = self._families()
+        psi, ks, exceedance, evidence, alarm = self._families()
         for (name, phase), report in self._watch.reports().items():
             labels = [name, phase.value]
             if report.psi is not None:
                 psi.add_metric(labels, report.psi)
+            if report.ks_p_value is not None:
+                ks.add_metric(labels, report.ks_p_value)
             if report.exceedance is not None:
                 exceedance.add_metric(labels, report.exceedance)
             evidence.add_metric(labels, report.log_evidence / math.log(10))
             for kind in Alarm:
                 alarm.add_metric([*labels, kind.value], float(kind in report.alarms))
-        yield from (psi, exceedance, evidence, alarm)
+        yield from (psi, ks, exceedance, evidence, alarm)
         norm = _norm_family()
         for point, shift in self._watch.norm_shifts(self._row_norms()).items():
             norm.add_metric([point], shift)
@@ -96,6 +98,10 @@ class DriftCollector(Collector):
             family(
                 "psi", "Population stability index of a request's highest score, against the calibration."
             ),
+            family(
+                "psi_noise", "What the index stays below without drift, given how few requests were compared."
+            ),
+            family("ks_p_value", "Chance of a Kolmogorov-Smirnov distance as large as this without drift."),
             family("exceedance_ratio", "Share of the last 1,000 requests above the watched threshold."),
             family("drift_evidence", "log10 of the likelihood ratio for a raised exceedance rate (CUSUM)."),
             family("drift_alarm", "1 while scores are out of what the calibration allows.", "alarm"),
