@@ -1,12 +1,14 @@
 """Residual-stream rows of examples at hook points: computed once, kept on disk, resumable.
 
-A cache folder holds one sub-folder per (model, tokenizer, examples, hook points, dtype), with safetensors shards of
-`SHARD` examples each; a tensor per hook point, [tokens of the shard, d_model]. A shard is written under another name and
-then renamed, so an interrupted run goes on where it stopped.
+A cache folder holds one sub-folder per (model, tokenizer, examples, dtype) and within it one per hook point, with
+safetensors shards of `SHARD` examples each: a tensor `rows` [tokens of the shard, d_model]. So whoever asks for other
+layers of the same examples computes only what is new. A shard is written under another name and then renamed, so an
+interrupted run goes on where it stopped.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,6 +27,7 @@ from monitors.lab.subject import Subject, Tokens
 from monitors.types import HookPoint
 
 SHARD = 256  # examples
+ROWS = "rows"
 _BATCH_TOKENS = 8192  # padded, per forward pass
 
 Progress = Callable[[int, int], None]
@@ -54,8 +57,8 @@ class Activations:
         """The rows of several examples, each [n_tokens, d_model] float32; a shard is opened once."""
         found: dict[int, Tensor] = {}
         for shard in sorted({index // SHARD for index in indices}):
-            with safe_open(_shard_path(self.folder, shard), framework="pt") as file:
-                part = file.get_slice(str(point))
+            with safe_open(shard_path(self.folder, point, shard), framework="pt") as file:
+                part = file.get_slice(ROWS)
                 for index in (i for i in indices if i // SHARD == shard):
                     start = int(self._starts[index])
                     found[index] = part[start : start + len(self.tokens[index].ids)].float()
@@ -83,22 +86,24 @@ def collect(
     dtype: torch.dtype = torch.float32,
     progress: Progress = no_progress,
 ) -> Activations:
-    """Compute what is not in the cache yet. Raises HookPointError, and ValueError for an example without tokens."""
+    """Compute what is not in the cache yet.
+
+    Raises HookPointError, ValueError for an example without tokens, and OSError where the cache can't be written.
+    """
     tokens = tuple(cut(subject.tokenize(example), subject.max_tokens) for example in examples)
     for example, its in zip(examples, tokens, strict=True):
         if not its.ids:
             raise ValueError(f"example {example.id!r} has no tokens")
     points = tuple(dict.fromkeys(hook_points))
-    folder = cache / _key(subject, tokens, points, dtype)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = cache / _key(subject, tokens, dtype)
     for first in range(0, len(tokens), SHARD):
-        path = _shard_path(folder, first // SHARD)
-        if not path.exists():
+        paths = {point: shard_path(folder, point, first // SHARD) for point in points}
+        missing = [point for point in points if not paths[point].exists()]
+        if missing:
             part = tokens[first : first + SHARD]
-            rows = _run(subject, part, points, dtype, _counted_from(first, len(tokens), progress))
-            unfinished = path.with_suffix(".part")
-            save_file(rows, unfinished)
-            unfinished.rename(path)
+            rows = _run(subject, part, missing, dtype, _counted_from(first, len(tokens), progress))
+            for point in missing:
+                _write(rows[point], paths[point], cache)
         progress(min(first + SHARD, len(tokens)), len(tokens))
     return Activations(
         tuple(examples), tokens, points, subject.blocks.d_model, folder, _starts=_starts(tokens)
@@ -111,7 +116,7 @@ def _run(
     points: Sequence[HookPoint],
     dtype: torch.dtype,
     progress: Callable[[int], None],
-) -> dict[str, Tensor]:
+) -> dict[HookPoint, Tensor]:
     """One shard: examples of like length go together; padding stands at the end and is masked."""
     device = next(subject.model.parameters()).device
     found: dict[HookPoint, dict[int, Tensor]] = {point: {} for point in points}
@@ -142,7 +147,7 @@ def _run(
                     found[point][index] = rows.to("cpu", dtype, copy=True)
             start += len(batch)
             progress(start)
-    return {str(point): torch.cat([found[point][i] for i in range(len(tokens))]) for point in points}
+    return {point: torch.cat([found[point][i] for i in range(len(tokens))]) for point in points}
 
 
 def _counted_from(first: int, total: int, progress: Progress) -> Callable[[int], None]:
@@ -174,13 +179,29 @@ def _starts(tokens: Sequence[Tokens]) -> NDArray[np.int64]:
     return starts
 
 
-def _shard_path(folder: Path, number: int) -> Path:
-    return folder / f"{number:05d}.safetensors"
+def shard_path(folder: Path, point: HookPoint, number: int) -> Path:
+    """Where the rows of examples number * SHARD to (number + 1) * SHARD - 1 are kept."""
+    return folder / str(point) / f"{number:05d}.safetensors"
 
 
-def _key(subject: Subject, tokens: Sequence[Tokens], points: Sequence[HookPoint], dtype: torch.dtype) -> str:
+def _write(rows: Tensor, path: Path, cache: Path) -> None:
+    """Raises OSError with what to do, and leaves nothing half-written."""
+    unfinished = path.with_suffix(f".{os.getpid()}.part")  # another process may be at the same shard
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({ROWS: rows}, unfinished)
+        unfinished.rename(path)
+    except (OSError, SafetensorError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise OSError(
+            f"can't keep activations in {cache}: {error}; make room there or give another --cache. "
+            "What is there already is not computed again"
+        ) from error
+
+
+def _key(subject: Subject, tokens: Sequence[Tokens], dtype: torch.dtype) -> str:
     digest = hashlib.sha256()
-    parts = [subject.fingerprint, subject.tokenizer_hash, str(dtype), [str(point) for point in points]]
+    parts = [subject.fingerprint, subject.tokenizer_hash, str(dtype)]
     digest.update(json.dumps(parts).encode())
     for its in tokens:
         digest.update(np.array([its.num_prompt, *its.ids], dtype=np.int64).tobytes())

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from monitors.lab.activations import SHARD, Activations
+from monitors.lab.activations import ROWS, SHARD, Activations, shard_path
 from monitors.lab.dataset import Example
 from monitors.lab.subject import Tokens
 from monitors.types import HookPoint
@@ -91,13 +91,12 @@ def made(
             x[:, 0] = x[:, 0] * scale + offset  # one massive channel
             rows[point].append(torch.tensor(x, dtype=torch.float32))
     starts = np.zeros(num, dtype=np.int64)
-    folder.mkdir(parents=True, exist_ok=True)
     for first in range(0, num, SHARD):
         part = range(first, min(first + SHARD, num))
         lengths = np.array([len(tokens[i].ids) for i in part])
         starts[first : first + len(part)] = np.cumsum(lengths) - lengths
-        save_file(
-            {str(p): torch.cat([rows[p][i] for i in part]) for p in POINTS},
-            folder / f"{first // SHARD:05d}.safetensors",
-        )
+        for point in POINTS:
+            path = shard_path(folder, point, first // SHARD)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({ROWS: torch.cat([rows[point][i] for i in part])}, path)
     return Activations(tuple(examples), tuple(tokens), POINTS, D, folder, _starts=starts)

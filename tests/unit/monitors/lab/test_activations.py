@@ -1,6 +1,9 @@
 """The cache of activations: what it holds is what the model says, and nothing is computed twice."""
 
 import dataclasses
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +119,56 @@ def test_an_interrupted_run_goes_on_with_the_shard_that_it_was_in(tmp_path: Path
     for index in range(10):
         for point in it.hook_points:
             assert torch.equal(again.rows(point, index), whole.rows(point, index))
+
+
+def test_other_layers_of_the_same_examples_are_added_to_those_that_are_there(tmp_path: Path):
+    it = subject(bert())
+    first, second, third = it.hook_points
+    collect(it, examples(), [first, second], tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    num_passes = it.model.num_passes
+    acts = collect(it, examples(), [second, third], tmp_path)
+    assert it.model.num_passes == 2 * num_passes
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
+    whole = collect(subject(bert()), examples(), it.hook_points, tmp_path / "whole")
+    for index in range(10):
+        for point in (second, third):
+            assert torch.equal(acts.rows(point, index), whole.rows(point, index))
+    collect(it, examples(), [third, first], tmp_path)
+    assert it.model.num_passes == 2 * num_passes
+
+
+@contextmanager
+def files_of_at_most(num_bytes: int) -> Iterator[None]:
+    """A disk that takes no more."""
+    before, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, hard))
+
+
+def test_a_full_disk_is_one_message_and_the_next_run_goes_on(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(activations, "SHARD", 5)
+    it = subject(bert())
+    long = [
+        dataclasses.replace(e, text=e.text[:4] if i < 5 else "a" * 17, reply="")
+        for i, e in enumerate(examples())
+    ]
+    with (
+        files_of_at_most(5000),
+        pytest.raises(OSError, match="make room there or give another --cache") as told,
+    ):
+        collect(it, long, it.hook_points[:1], tmp_path)
+    assert str(tmp_path) in str(told.value)
+    assert not list(tmp_path.rglob("*.part"))
+    num_passes = it.model.num_passes
+    assert num_passes == 2  # the first shard fitted
+    acts = collect(it, long, it.hook_points[:1], tmp_path)
+    assert it.model.num_passes == num_passes + 1
+    assert acts.rows(it.hook_points[0], 9).shape == (17, 32)
 
 
 def test_long_examples_are_cut_at_the_end(tmp_path: Path):

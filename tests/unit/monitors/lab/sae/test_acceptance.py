@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from monitors.base import Scale
-from monitors.lab.activations import Activations
+from monitors.lab.activations import ROWS, Activations, shard_path
 from monitors.lab.dataset import Example
 from monitors.lab.sae.acceptance import (
     Measured,
@@ -48,8 +48,10 @@ def planted_acts(folder, *, num=60, length=41, other_scale=0.1):
     right = torch.stack(rows)
     right[::length] = 1000.0  # a first token with a norm of its own
     other = torch.randn(len(right), D, generator=g) * other_scale
-    folder.mkdir(exist_ok=True)
-    save_file({str(POINT): right, str(HookPoint(2)): other}, folder / "00000.safetensors")
+    for point, rows_there in ((POINT, right), (HookPoint(2), other)):
+        path = shard_path(folder, point, 0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({ROWS: rows_there}, path)
     examples = tuple(Example(f"{i}", text="x") for i in range(num))
     tokens = tuple(Tokens(tuple(range(length)), length) for _ in range(num))
     starts = np.arange(num, dtype=np.int64) * length
