@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -28,7 +29,7 @@ from server.api.errors import ApiError, handle_api_error, handle_validation_erro
 from server.keys.gate import KeyGate
 from server.keys.types import KeyScope
 from server.limits.gate import LimitGate
-from server.middleware import BodyLimit, RequestContext
+from server.middleware import Bounds, RequestContext
 from server.scheduling.gate import TurnGate
 from server.service import Service
 
@@ -71,6 +72,7 @@ def create_app(service: Service, *, expose_metrics: bool = False) -> FastAPI:
 def create_admin_app(service: Service) -> FastAPI:
     """The admin port: what operators and their tools may see."""
     app = _plain_app(service, None, KeyScope.ADMIN)
+    app.state.document = cache(create_app(service).openapi)
     for router in (health.router, health.metrics_router, admin.router, debug.router):
         app.include_router(router)
     return app
@@ -84,6 +86,7 @@ def _plain_app(service: Service, lifespan: object, needed: KeyScope) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # it would send clients to whatever their Host header says
         responses=ERRORS,
         telemetry={"logs": False},  # FastAPI's default records exception messages, which may hold prompts
     )
@@ -92,7 +95,7 @@ def _plain_app(service: Service, lifespan: object, needed: KeyScope) -> FastAPI:
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(HTTPException, _handle_http_exception)
     app.add_exception_handler(Exception, handle_api_error)
-    app.add_middleware(BodyLimit, max_bytes=service.max_body_bytes)
+    app.add_middleware(Bounds, max_body_bytes=service.max_body_bytes)
     if needed is KeyScope.INFER:
         app.add_middleware(TurnGate, line=service.line, clock=service.clock)
         app.add_middleware(LimitGate, metrics=service.metrics)
@@ -101,8 +104,19 @@ def _plain_app(service: Service, lifespan: object, needed: KeyScope) -> FastAPI:
     return app
 
 
+_CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    408: "request_timeout",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+}
+
+
 async def _handle_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own refusals (no such path, wrong method, body too large) in the shape of the surface that was asked."""
     assert isinstance(error, HTTPException)  # noqa: S101  # registered for this type only
-    code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code)
-    return ApiError(error.status_code, str(error.detail), code=code).response(request.url.path)
+    code = _CODES.get(error.status_code)
+    headers = dict(error.headers or {})  # which methods are allowed
+    told = ApiError(error.status_code, str(error.detail), code=code, headers=headers)
+    return told.response(request.url.path)

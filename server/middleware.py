@@ -1,47 +1,78 @@
-"""What every request passes through, as plain ASGI: a limit on the body; an id, a count, a log line."""
+"""What every request passes through, as plain ASGI: bounds of size and time; an id, a count, a log line."""
 
+import asyncio
 import re
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.errors import ApiError
 from server.drain import Drain
 from server.metrics import Metrics
 
 _log = structlog.get_logger()
 _VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_MAX_HEADERS, _MAX_HEADER_BYTES = 128, 32 * 1024
+_BODY_S = 60.0  # from the end of the head to the end of the body
+Headers = Sequence[tuple[bytes, bytes]]
 _METHODS = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"})
 
 
-class BodyLimit:
-    """Refuses bodies over a size, by their declared length or as soon as they exceed it.
+class Bounds:
+    """Refuses requests that are too large, or too slow, or that two readers would take for different ones.
 
     (FastAPI's own `max_body_size` answers in plain text, which the OpenAI client can't read.)
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self._app = app
-        self._max_bytes = max_bytes
+        self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        declared = next(
-            (value for name, value in scope.get("headers", []) if name == b"content-length"), b"0"
-        )
-        seen = int(declared) if declared.isdigit() else 0
-        counted = 0
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            declared = _declared_bytes(scope["headers"])
+        except ApiError as error:
+            await error.response(scope["path"])(scope, receive, send)
+            return
+        counted, is_whole = 0, False
+        deadline = asyncio.get_running_loop().time() + _BODY_S
 
         async def limited() -> Message:
-            nonlocal counted
-            message = await receive()
+            nonlocal counted, is_whole
+            try:
+                async with asyncio.timeout_at(None if is_whole else deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                told = f"the body did not come within {_BODY_S:g} s"
+                raise HTTPException(408, told, headers={"connection": "close"}) from error
+            is_whole = not message.get("more_body", False)
             counted += len(message.get("body", b""))
-            if max(seen, counted) > self._max_bytes:
-                raise HTTPException(413, f"the body is larger than {self._max_bytes} bytes")
+            if max(declared, counted) > self._max_body_bytes:
+                raise HTTPException(413, f"the body is larger than {self._max_body_bytes} bytes")
             return message
 
         await self._app(scope, limited, send)
+
+
+def _declared_bytes(headers: Headers) -> int:
+    """The length of the body, where it is declared. Raises ApiError for a head that no honest client sends."""
+    size = sum(len(name) + len(value) for name, value in headers)
+    if len(headers) > _MAX_HEADERS or size > _MAX_HEADER_BYTES:
+        told = f"A request may have {_MAX_HEADERS} headers of {_MAX_HEADER_BYTES} bytes together."
+        raise ApiError(431, told, code="headers_too_large")
+    given = {name: value for name, value in headers if name in {b"content-length", b"transfer-encoding"}}
+    if len(given) > 1:
+        told = "A request has either content-length or transfer-encoding."
+        raise ApiError(400, told, code="invalid_http", headers={"connection": "close"})
+    declared = given.get(b"content-length", b"")
+    return int(declared) if declared.isdigit() else 0
 
 
 class RequestContext:

@@ -9,6 +9,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.config import ServerConfig
+from server.http_protocol import HttpProtocol
 from server.tls import Certificates, TlsFiles
 
 _BACKLOG = 2048  # connections that wait to be accepted
@@ -39,7 +40,9 @@ class Port:
                 log_config=None,
                 access_log=False,
                 lifespan="off",  # of the application that comes later
+                http=HttpProtocol,
                 ws="none",
+                server_header=False,
                 timeout_graceful_shutdown=5,
                 ssl_context_factory=None if certificates is None else lambda *_: certificates.context,
             )

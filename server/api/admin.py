@@ -94,6 +94,13 @@ async def begin_drain(request: Request) -> Body:
     return await show_drain(request)
 
 
+@router.get("/-/openapi.json")
+async def document(request: Request) -> Body:
+    """What the serving port speaks, as an OpenAPI document."""
+    told: Body = request.app.state.document()
+    return told
+
+
 @router.get("/-/audit")
 async def audit(request: Request) -> Body:
     """The state of the decision log."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from server.admission import Admission, Admitted
@@ -10,6 +10,7 @@ from server.api.described import ChatCompletion, whole_or_streamed
 from server.api.errors import Body
 from server.api.logprobs import logprob_entries
 from server.api.reply import ChunkRenderer, Reply
+from server.api.routing import Router
 from server.api.running import Result
 from server.api.schema import ChatRequest
 from server.api.verdicts import check_may_see_scores, moderation_results
@@ -18,7 +19,7 @@ from server.pipeline import Closed, Delta, Event, Opened, Said
 from server.service import Service
 from server.tool_calls import Piece, ToolCall, ToolCallReader
 
-router = APIRouter()
+router = Router()
 
 
 @router.post("/v1/chat/completions", response_class=Response, responses=whole_or_streamed(ChatCompletion))

@@ -2,20 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from server.admission import Admission, Admitted
 from server.api.described import TextCompletion, whole_or_streamed
 from server.api.errors import Body
 from server.api.reply import ChunkRenderer, Reply
+from server.api.routing import Router
 from server.api.running import Result
 from server.api.schema import CompletionRequest
 from server.engines.base import StepOutput, Token, TokenLogprob
 from server.pipeline import Closed, Delta, Event, Opened, Said
 from server.service import Service
 
-router = APIRouter()
+router = Router()
 
 
 @router.post("/v1/completions", response_class=Response, responses=whole_or_streamed(TextCompletion))

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 from fastapi import APIRouter, Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 
+from server.api.described import TEXT
 from server.api.errors import Body
 from server.readiness import checks
 from server.service import Service
@@ -53,7 +54,7 @@ async def overview(request: Request) -> Body:
     }
 
 
-@router.get("/debug/stacks")
+@router.get("/debug/stacks", response_class=Response, responses=TEXT)
 async def show_stacks() -> PlainTextResponse:
     """Where every thread and every task stands."""
     return PlainTextResponse(stacks())

@@ -162,4 +162,17 @@ NO_BODY: Responses = {
 }
 """Of health: the status says it all."""
 
+
+class Probe(_Described):
+    """Each check, and whether all of them pass."""
+
+    ok: bool
+    checks: list[_Object]
+
+
+PROBE: Responses = {
+    200: {"model": Probe, "description": "All is well."},
+    503: {"model": Probe, "description": "Something is not."},
+}
+
 TEXT: Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}

@@ -219,7 +219,8 @@ def _told(problem: Mapping[str, Any]) -> str:
         return str(problem["msg"])
     if problem["type"] == "union_tag_invalid":  # pydantic's words repeat the input
         return f"{place}: type must be one of {problem['ctx']['expected_tags']}"
-    return f"{place or 'body'}: {problem['msg']}"
+    told = str(problem["msg"]).removeprefix("Value error, ")  # pydantic's, before a check's own words
+    return f"{place or 'body'}: {told}"
 
 
 _OPEN_KEYS = frozenset({"logit_bias", "metadata"})  # dicts whose keys are the client's own

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import Response
 
-from server.api.described import NO_BODY, TEXT
+from server.api.described import NO_BODY, PROBE, TEXT
 from server.api.errors import Body
 from server.drain import DrainPhase
 from server.readiness import Check, checks, report
@@ -16,8 +16,8 @@ router = APIRouter()
 metrics_router = APIRouter()
 
 
-@router.head("/health", response_class=Response, responses=NO_BODY)
 @router.get("/health", response_class=Response, responses=NO_BODY)
+@router.head("/health", include_in_schema=False)
 async def health(request: Request) -> Response:
     """For clients of vLLM: 200 with an empty body, or 503: the engine has ended, makes no progress, or fails its canaries.
 
@@ -29,13 +29,12 @@ async def health(request: Request) -> Response:
     return Response(status_code=200 if _is_healthy(service) else 503, headers=headers)
 
 
-@router.get("/ping", response_class=Response, responses=NO_BODY)
-@router.post("/ping", response_class=Response, responses=NO_BODY)
+@router.api_route("/ping", methods=["GET", "POST"], include_in_schema=False)
 async def ping(request: Request) -> Response:
     return await health(request)
 
 
-@router.get("/livez")
+@router.get("/livez", response_class=Response, responses=PROBE)
 async def livez(request: Request) -> Response:
     """503 where only a restart helps: the engine has been dead, or has owed somebody a step, for twice `step_timeout_s`."""
     service: Service = request.app.state.service
@@ -44,14 +43,14 @@ async def livez(request: Request) -> Response:
     return report(Check("engine", was_ended or not pulse.is_hopeless, pulse.trouble))
 
 
-@router.get("/readyz")
+@router.get("/readyz", response_class=Response, responses=PROBE)
 async def readyz(request: Request) -> Response:
     """503 where no requests should be sent here for now, with why."""
     service: Service = request.app.state.service
     return report(*checks(service))
 
 
-@router.get("/startupz")
+@router.get("/startupz", response_class=Response, responses=PROBE)
 async def startupz() -> Response:
     """There is an application to answer this only once the model and the policy are loaded (see `server/loading.py`)."""
     return report(Check("model"))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -19,12 +19,13 @@ from server.admission import Admission, Admitted, Caller
 from server.api.described import GuardrailAnswer, whole
 from server.api.errors import Body, bad_request, from_failure, unavailable
 from server.api.fields import Text, refused
+from server.api.routing import Router
 from server.api.running import Events, GuardedResponse, Result
 from server.api.schema import MAX_MESSAGES, TextPart
 from server.service import Service
 from server.tokenizer import Message
 
-router = APIRouter()
+router = Router()
 
 _LOOSE = ConfigDict(extra="ignore", frozen=True)
 _MAX_READ = 64  # prompts of one call; the messages are one of them

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from server.admission import Admission, Admitted
@@ -10,13 +10,14 @@ from server.api.described import ANTHROPIC_ERRORS, Message, whole_or_streamed
 from server.api.errors import ApiError, Body, anthropic_body
 from server.api.messages_schema import CountRequest, MessagesRequest
 from server.api.reply import Reply, Usage, named_event
+from server.api.routing import Router
 from server.api.running import Result
 from server.engines.base import FinishReason
 from server.pipeline import Closed, Delta, Event, Opened, Said
 from server.prompts import check_model, conversation
 from server.service import Service
 
-router = APIRouter(responses=ANTHROPIC_ERRORS)
+router = Router(responses=ANTHROPIC_ERRORS)
 
 
 @router.post("/v1/messages", response_class=Response, responses=whole_or_streamed(Message))

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -13,6 +13,7 @@ from server.admission import Admission, Admitted, Caller
 from server.api.described import Moderations, whole
 from server.api.errors import from_failure, unavailable
 from server.api.fields import EndUser, Metadata, Text, num_unknown
+from server.api.routing import Router
 from server.api.running import Events, GuardedResponse
 from server.api.schema import TextPart
 from server.api.verdicts import (
@@ -25,7 +26,7 @@ from server.api.verdicts import (
 )
 from server.service import Service
 
-router = APIRouter()
+router = Router()
 
 _MAX_INPUTS = 32
 _Input = Annotated[Text, Field(min_length=1)]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from server.admission import Admission, Admitted
@@ -12,12 +12,13 @@ from server.api.fields import obfuscation
 from server.api.logprobs import logprob_entries
 from server.api.reply import Reply, Usage, named_event
 from server.api.responses_schema import ResponsesRequest
+from server.api.routing import Router
 from server.api.running import Result
 from server.api.verdicts import check_may_see_scores, moderation_pair
 from server.pipeline import Closed, Delta, Event, Opened, Said
 from server.service import Service
 
-router = APIRouter()
+router = Router()
 
 
 @router.post("/v1/responses", response_class=Response, responses=whole_or_streamed(ResponseObject))

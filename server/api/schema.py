@@ -269,10 +269,7 @@ class ChatRequest(GenerationRequest, WithTools):
         return Form(answer, self.callable, must_call=self.must_call, at_most_one=self.at_most_one_call)
 
 
-_Prompt = str | list[str] | list[int] | list[list[int]]
-
-
-def _prompt(value: Any) -> _Prompt:
+def _prompt(value: Any) -> str | list[str] | list[int] | list[list[int]]:
     """One or more prompts, each a text or token ids. The first item says which; the first wrong one ends the check."""
     if isinstance(value, str):
         return encodable(value)
@@ -305,6 +302,10 @@ def _choice_seed(seed: int, choice: int) -> int:
     return int.from_bytes(digest[:8]) % 2**63
 
 
+_Ids = Annotated[list[TokenId], Field(min_length=1)]
+_Prompts = str | Annotated[list[str] | _Ids | list[_Ids], Field(min_length=1)]
+
+
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
@@ -313,7 +314,7 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Annotated[
         Text | list[str] | list[int] | list[list[int]],
-        PlainValidator(_prompt, json_schema_input_type=_Prompt),
+        PlainValidator(_prompt, json_schema_input_type=_Prompts),
     ]
     max_tokens: Annotated[int, Field(ge=0, le=_INT32)] | None = 16  # OpenAI's default
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

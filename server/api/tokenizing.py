@@ -4,16 +4,17 @@ from collections.abc import Sequence
 from typing import Annotated, Self
 
 from anyio import to_thread
-from fastapi import APIRouter, Request
+from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.api.errors import Body, bad_request
 from server.api.fields import Refusable, Text, is_set, num_unknown, refuse_unserved
+from server.api.routing import Router
 from server.api.schema import MAX_MESSAGES, ChatMessage, TokenId
 from server.prompts import check_characters, check_model, conversation
 from server.service import Service
 
-router = APIRouter()
+router = Router()
 
 _REFUSED: Refusable = dict.fromkeys(
     ("tools", "chat_template", "chat_template_kwargs", "continue_final_message", "mm_processor_kwargs"),

@@ -23,6 +23,7 @@ from server.app import create_app
 from server.assemble import create_metrics, monitor_breakers, open_audit, second_opinions
 from server.engines.base import Engine, EngineRequest
 from server.engines.scripted import Script, ScriptedEngine
+from server.http_protocol import HttpProtocol
 from server.policy_store import PolicyStore, Sources
 from server.scheduling.line import Line
 from server.second_opinion.config import Target
@@ -94,7 +95,9 @@ class Live:
 @contextlib.contextmanager
 def running(service: Service, audit_path: Path, **app_options: Any) -> Iterator[Live]:
     """Serve until the block ends."""
-    config = uvicorn.Config(create_app(service, **app_options), port=0, log_config=None, access_log=False)
+    config = uvicorn.Config(
+        create_app(service, **app_options), http=HttpProtocol, port=0, log_config=None, access_log=False
+    )
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []
 

@@ -55,6 +55,7 @@ NEVER_RUNS_THE_MODEL = {
     ("GET", "/-/policy"): None,
     ("POST", "/-/reload"): None,
     ("GET", "/-/audit"): None,
+    ("GET", "/-/openapi.json"): None,
     ("GET", "/-/drain"): None,
     ("POST", "/-/drain"): None,
     ("GET", "/debug"): None,
