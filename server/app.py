@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
 
+from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -46,6 +47,7 @@ def create_app(service: Service, *, expose_metrics: bool = False) -> FastAPI:
         finally:
             await service.engine.stop()
             await service.second_opinions.close()
+            await to_thread.run_sync(service.telemetry.close)
             if service.keys is not None:
                 await service.keys.close()
             if service.audit is not None:
@@ -101,6 +103,7 @@ def _plain_app(service: Service, lifespan: object, needed: KeyScope) -> FastAPI:
         app.add_middleware(LimitGate, metrics=service.metrics)
     app.add_middleware(KeyGate, keys=service.keys, metrics=service.metrics.keys, needed=needed)
     app.add_middleware(RequestContext, metrics=service.metrics, drain=service.drain)
+    app.add_middleware(service.telemetry.wrapped)
     return app
 
 

@@ -42,7 +42,9 @@ from server.second_opinion.config import Target, read_targets
 from server.second_opinion.metrics import OpinionMetrics
 from server.second_opinion.targets import SecondOpinions
 from server.service import Service
+from server.telemetry.types import NoTelemetry, Telemetry
 from server.tokenizer import ModelTokenizer
+from server.vllm_metrics import VllmNames
 
 _log = structlog.get_logger()
 _MOST_CHOICES = 64  # of one request, and more
@@ -98,6 +100,8 @@ def assemble(config: ServerConfig) -> Service:
     drift = DriftWatch()
     drift.install(monitors.monitors)
     metrics.registry.register(DriftCollector(drift, engine.row_norms))
+    if config.metrics_compat == "vllm":
+        metrics.registry.register(VllmNames(metrics))
     canary = CanaryWatch(
         engine,
         on_failure=config.canary,
@@ -115,6 +119,7 @@ def assemble(config: ServerConfig) -> Service:
         series=config.audit_series,
         show_scores=config.show_scores,
         block_style=config.block_style,
+        telemetry=_telemetry(config),
         clock=time.monotonic,
         now=utc_now,
         started=int(utc_now().timestamp()),
@@ -255,3 +260,14 @@ def open_audit(path: Path | None, metrics: Metrics, settings: LogSettings | None
 def _check_tokens(loaded: LoadedModel) -> torch.Tensor:
     ids = torch.randint(0, loaded.vocab_size, (1, 12), generator=torch.Generator().manual_seed(0))
     return ids.to(loaded.model.device)
+
+
+def _telemetry(config: ServerConfig) -> Telemetry:
+    """Raises ValueError without the extra."""
+    if config.telemetry == "off":
+        return NoTelemetry()
+    try:
+        from server.telemetry.otlp import Otlp  # noqa: PLC0415  # an optional extra
+    except ImportError as error:
+        raise ValueError("telemetry: otlp needs OpenTelemetry: pip install 'interlock[otel]'") from error
+    return Otlp(version("interlock"))

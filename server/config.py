@@ -3,7 +3,7 @@
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -90,6 +90,10 @@ class ServerConfig(BaseSettings):
     expose_metrics: bool = False  # /metrics on the serving port too
     show_scores: bool = (
         False  # every client may see scores, which help to optimise attacks: trusted ones only
+    )
+    metrics_compat: Literal["none", "vllm"] = "none"  # vllm: some metrics by vLLM's names, too
+    telemetry: Literal["off", "otlp"] = (
+        "off"  # otlp: traces and evaluation events; where to is in OTEL_… variables
     )
     block_style: BlockStyle = BlockStyle.OPENAI  # how clients are told of a block
     second_opinions: Path | None = None  # a file of targets that rules may escalate to

@@ -14,14 +14,13 @@ class LoadMetrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"interlock_{name}", text, labels, registry=registry)
 
-        self._running = gauge("requests_running", "Responses being generated.", "model").labels(model)
-        self._waiting = gauge("requests_waiting", "Responses waiting in line or for a row.", "model").labels(
-            model
-        )
+        self._model = model
+        self.running = gauge("requests_running", "Responses being generated.", "model")
+        self.waiting = gauge("requests_waiting", "Responses waiting in line or for a row.", "model")
         self._places = gauge(
             "places_taken", "Places of the line taken by responses that run or are being sent.", "model"
         ).labels(model)
-        self._kv_usage = gauge("kv_cache_usage_ratio", "Filled share of the KV cache.")
+        self.kv_usage = gauge("kv_cache_usage_ratio", "Filled share of the KV cache.")
         self._step_age = gauge(
             "engine_step_age_seconds",
             "Seconds that an engine step runs, or that one is due and does not come; 0 while none is due.",
@@ -31,10 +30,10 @@ class LoadMetrics:
 
     def watch(self, load: Callable[[], EngineLoad], line: Line) -> None:
         """The engine, and the line before it."""
-        self._running.set_function(lambda: load().running)
-        self._waiting.set_function(lambda: load().waiting + line.waiting)
+        self.running.labels(self._model).set_function(lambda: load().running)
+        self.waiting.labels(self._model).set_function(lambda: load().waiting + line.waiting)
         self._places.set_function(lambda: line.running)
-        self._kv_usage.set_function(lambda: load().kv_tokens / max(1, load().kv_capacity))
+        self.kv_usage.set_function(lambda: load().kv_tokens / max(1, load().kv_capacity))
         self._step_age.set_function(lambda: load().step_age_s)
 
     def watch_tasks(self, loop: AbstractEventLoop) -> None:

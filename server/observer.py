@@ -3,7 +3,7 @@
 import asyncio
 import math
 import traceback
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
@@ -18,6 +18,7 @@ from server.limits.allowance import Allowance
 from server.pipeline import Closed, Cut, LeakPreventedError
 from server.scoring import Scorer
 from server.service import Service
+from server.telemetry.types import Told
 
 _log = structlog.get_logger()
 
@@ -102,7 +103,8 @@ class ChoiceObserver:
         if seconds > self._policy.budget_s:
             metrics.over_budget.inc()
         for match in decision.matches:
-            metrics.rule_matches.labels(match.rule, match.action, match.mode).inc()
+            matched = metrics.rule_matches.labels(match.rule, match.action, match.mode)
+            matched.inc(exemplar=self._service.telemetry.exemplar())
         for failure in decision.failures:
             metrics.monitor_skipped.labels(failure.monitor, failure.reason).inc()
             if failure.mode is Mode.ENFORCE:
@@ -119,8 +121,8 @@ class ChoiceObserver:
     def released(self, num_tokens: int) -> None:
         if self._first_released is None:
             self._first_released = self._service.clock()
-            metrics = self._service.metrics
-            metrics.ttft.labels(metrics.model).observe(self._first_released - self._started)
+            metrics, seconds = self._service.metrics, self._first_released - self._started
+            metrics.ttft.labels(metrics.model).observe(seconds, self._service.telemetry.exemplar())
         self._num_released += num_tokens
 
     def steered(self, vector: str) -> None:
@@ -136,6 +138,7 @@ class ChoiceObserver:
         self._tell_use()
         if isinstance(error, Exception):
             self._log_failure(error)
+        self._service.telemetry.choice(self._told(closed, error))
         if self._service.audit is not None and self._is_recorded(closed):
             self._service.audit.write(self._record(closed, error))
 
@@ -180,7 +183,7 @@ class ChoiceObserver:
         worked: set[str] = set()
         for phase, name in self._decider.monitors:
             highest = maxima[phase].get(name)  # None: no token was in its scope
-            if highest is not None and not math.isfinite(highest):
+            if name in failed or (highest is not None and not math.isfinite(highest)):
                 failed.add(name)
                 continue
             metrics.monitor_tokens.labels(name).inc(self._num_scored[phase])
@@ -225,6 +228,33 @@ class ChoiceObserver:
         # it was let go on: what counts is what other rules did
         others = (m.severity for m in outcome.matches if m.severity is not Severity.ESCALATE)
         return _OUTCOME[max(others, default=Severity.ALLOW)]
+
+    def _told(self, closed: Closed | None, error: BaseException | None) -> Told:
+        outcome = self._decider.outcome
+        lasted = timedelta(seconds=self._service.clock() - self._started)
+        return Told(
+            endpoint=self._subject.endpoint,
+            model=self._subject.model,
+            decision_id=self._decision_id,
+            choice=self._choice,
+            began=self._admitted_at,
+            ended=self._admitted_at + lasted,
+            first_token_s=None if self._first_released is None else self._first_released - self._started,
+            num_prompt=self._num_prompt,
+            num_response=self._num_scored[Phase.RESPONSE],
+            num_delivered=self._num_released,
+            finish=None if closed is None else closed.finish or "content_filter",
+            outcome=self._kind(closed, error),
+            action=outcome.action.name.lower(),
+            phase=outcome.phase,
+            policy=str(self._policy),
+            rules=tuple(match.rule for match in outcome.matches),
+            shadow=tuple(match.rule for match in outcome.shadow),
+            maxima={
+                (phase, name): score for phase in Phase for name, score in self._scorer.maxima(phase).items()
+            },
+            error=type(error).__name__ if isinstance(error, Exception) else None,
+        )
 
     def _record(self, closed: Closed | None, error: BaseException | None) -> dict[str, object]:
         ended = self._service.clock()

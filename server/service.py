@@ -26,6 +26,7 @@ from server.policy_store import PolicyStore
 from server.readiness import Heartbeat, Pulse
 from server.scheduling.line import Line
 from server.second_opinion.targets import SecondOpinions
+from server.telemetry.types import NoTelemetry, Telemetry
 from server.tokenizer import Tokenizer
 
 _log = structlog.get_logger()
@@ -47,6 +48,7 @@ class Service:
     series: SeriesFormat = "exact"  # how scores are recorded
     show_scores: bool = False  # whether every client may see the monitors' scores
     started: int = 0  # Unix seconds
+    telemetry: Telemetry = field(default_factory=NoTelemetry)
     max_body_bytes: int = 8 * 1024 * 1024
     drain: Drain = field(default_factory=Drain)
     heartbeat: Heartbeat = field(default_factory=Heartbeat)  # of the engine

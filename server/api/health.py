@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from fastapi import APIRouter, Request
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import choose_encoder
 from starlette.responses import Response
 
 from server.api.described import NO_BODY, PROBE, TEXT
@@ -64,7 +64,8 @@ async def get_version() -> Body:
 @metrics_router.get("/metrics", response_class=Response, responses=TEXT)
 async def metrics(request: Request) -> Response:
     service: Service = request.app.state.service
-    return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+    encoded, media_type = choose_encoder(request.headers.get("accept", ""))  # exemplars need OpenMetrics
+    return Response(encoded(service.metrics.registry), media_type=media_type)
 
 
 def _is_healthy(service: Service) -> bool:
