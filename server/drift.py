@@ -98,9 +98,6 @@ class DriftCollector(Collector):
             family(
                 "psi", "Population stability index of a request's highest score, against the calibration."
             ),
-            family(
-                "psi_noise", "What the index stays below without drift, given how few requests were compared."
-            ),
             family("ks_p_value", "Chance of a Kolmogorov-Smirnov distance as large as this without drift."),
             family("exceedance_ratio", "Share of the last 1,000 requests above the watched threshold."),
             family("drift_evidence", "log10 of the likelihood ratio for a raised exceedance rate (CUSUM)."),
