@@ -19,6 +19,7 @@ from monitors.hook_points import Blocks, HookPointError
 from monitors.hooks import attach
 from monitors.norms import NormMeter, NormSummary
 from monitors.steering import Direction, Edit, SteeringVector, steer
+from monitors.stopwatch import PassTimes, Stopwatch
 from monitors.types import HookPoint
 
 
@@ -62,6 +63,8 @@ class Runtime:
         on_failed_read: Callable[[HookPoint, Exception], None] = lambda *_: None,
     ) -> None:
         """`on_failed_read` is told once of each hook point whose monitors raise."""
+        self.on_pass: Callable[[PassTimes], None] = lambda _: None
+        """Told how long reading and steering took, of each forward pass, in its thread."""
         self._on_failed_read = on_failed_read
         self._blocks = blocks
         self._hooks = ExitStack()
@@ -81,6 +84,7 @@ class Runtime:
         self._dropped = torch.zeros((), dtype=torch.int64, device=bank.device)
         self._norms = NormMeter(bank.hook_points, bank.device)
         self._unreadable: set[HookPoint] = set()
+        self._stopwatch = Stopwatch(bank.device, self._passed)
 
     def begin(self, spans: Sequence[RowSpan]) -> None:
         """Announce the rows of the next forward pass, in row order. An earlier pass that did not end is forgotten.
@@ -90,6 +94,7 @@ class Runtime:
         self._pass = None
         num_rows = sum(span.num_rows for span in spans)
         self._norms.begin()
+        self._stopwatch.begin()
         self._pass = _Pass(num_rows, self.bank.begin(num_rows), self._plan_steering(spans))
 
     def end(self) -> Tensor:
@@ -97,6 +102,7 @@ class Runtime:
         if self._pass is None:
             raise RuntimeError("end() without begin()")
         buffer, self._pass = self._pass.buffer, None
+        self._stopwatch.end()
         return self.bank.end(buffer)
 
     def dropped_edits(self) -> int:
@@ -111,6 +117,9 @@ class Runtime:
         """Remove all hooks."""
         self._hooks.close()
         self._pass = None
+
+    def _passed(self, times: PassTimes) -> None:
+        self.on_pass(times)
 
     def _plan_steering(self, spans: Sequence[RowSpan]) -> dict[HookPoint, list[_Steered]]:
         """Rows and strengths by vector: one operation per vector and hook point, however many requests use it.
@@ -146,10 +155,17 @@ class Runtime:
         if point in step.seen:
             raise HookPointError(f"{point} fired twice in one forward pass; call begin() before each pass")
         step.seen.add(point)
+        since = self._stopwatch.start()
         self._read(point, rows, step.buffer)
         self._norms.read(point, rows)
+        self._stopwatch.stop("capture", since)
         steered = step.steered.get(point)
-        return None if steered is None else self._edited(rows, steered).view(hidden.shape)
+        if steered is None:
+            return None
+        since = self._stopwatch.start()
+        edited = self._edited(rows, steered).view(hidden.shape)
+        self._stopwatch.stop("steer", since)
+        return edited
 
     def _read(self, point: HookPoint, rows: Tensor, buffer: Tensor) -> None:
         """A monitor that raises is one without a value. The model goes on: what follows is for the rules to say."""

@@ -29,6 +29,7 @@ from server.api.described import ERRORS
 from server.api.errors import ApiError, handle_api_error, handle_validation_error
 from server.keys.gate import KeyGate
 from server.keys.types import KeyScope
+from server.lag import watch_lag
 from server.limits.gate import LimitGate
 from server.middleware import Bounds, RequestContext
 from server.scheduling.gate import TurnGate
@@ -42,9 +43,11 @@ def create_app(service: Service, *, expose_metrics: bool = False) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.engine.start()
         service.metrics.load.watch_tasks(asyncio.get_running_loop())
+        lag = asyncio.create_task(watch_lag(service.metrics.loop_lag.observe))
         try:
             yield
         finally:
+            lag.cancel()
             await service.engine.stop()
             await service.second_opinions.close()
             await to_thread.run_sync(service.telemetry.close)

@@ -97,6 +97,8 @@ def assemble(config: ServerConfig) -> Service:
     if not policies.last_error:
         metrics.policy_reload_time.set_to_current_time()
     monitors = policies.in_force.monitors
+    metrics.show_monitors(monitors)
+    engine.watch_passes(metrics.passed)
     drift = DriftWatch()
     drift.install(monitors.monitors)
     metrics.registry.register(DriftCollector(drift, engine.row_norms))

@@ -12,6 +12,8 @@ from prometheus_client import (
 
 from guard.policy import Policy
 from guard.types import Mode, Phase
+from monitors.artifacts import MonitorSet
+from monitors.stopwatch import PassTimes
 from server.auditing.metrics import AuditMetrics
 from server.keys.metrics import KeyMetrics
 from server.load_metrics import LoadMetrics
@@ -44,6 +46,9 @@ _TTFT_S = (
 _ITL_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _E2E_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
 _DECIDE_S = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05)
+_OVERHEAD_S = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+_HOLDBACK_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_LAG_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 _SCORE = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 _TOKENS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -136,6 +141,25 @@ class Metrics:
         self.block_delivered = histogram(
             "block_delivered_tokens", "Tokens the client already had when a response was blocked.", _TOKENS
         )
+        self.holdback = histogram(
+            "stream_holdback_seconds",
+            "From feeding a token to letting it leave, of streams; of several that leave at once, the oldest.",
+            _HOLDBACK_S,
+        )
+        self.overhead = histogram(
+            "monitor_overhead_seconds",
+            "What monitors add: reading (capture) and editing (steer) in a forward pass; of each choice and step, making "
+            "scores of what was read (score) and deciding (decide).",
+            _OVERHEAD_S,
+            "stage",
+        )
+        self.steered_tokens = counter(
+            "steered_tokens_total", "Response tokens fed under a steering vector.", "vector"
+        )
+        self.monitor_info = gauge("monitor_info", "A monitor in force.", "monitor", "kind", "version")
+        self.loop_lag = histogram(
+            "event_loop_lag_seconds", "How late the event loop wakes who asked to be woken.", _LAG_S
+        )
         self.steered_choices = counter(
             "steered_choices_total", "Choices in which a steering vector was switched on.", "vector"
         )
@@ -188,6 +212,9 @@ class Metrics:
         # looked up once: these are observed for every token
         self.token_gap = self.itl.labels(self.model)
         self.deciding = {phase: self.decision_duration.labels(phase) for phase in Phase}
+        self.capturing, self.steering, self.scoring, self.ruling = (
+            self.overhead.labels(stage) for stage in ("capture", "steer", "score", "decide")
+        )
         for metric in (self.duration, self.queue, self.ttft, self.itl):
             metric.labels(self.model)
         for kind in ("prompt", "completion"):
@@ -210,6 +237,21 @@ class Metrics:
             "engine",
         ):
             self.shed.labels(reason)
+
+    def passed(self, times: PassTimes) -> None:
+        """Of one forward pass. Called in the thread that runs the model."""
+        self.capturing.observe(times.capture)
+        if times.steer:
+            self.steering.observe(times.steer)
+
+    def show_monitors(self, monitors: MonitorSet) -> None:
+        """Name those in force, and create the series of their vectors."""
+        self.monitor_info.clear()
+        for monitor in monitors.monitors:
+            self.monitor_info.labels(monitor.name, monitor.transform.kind, monitor.version).set(1)
+        for vector in monitors.vectors:
+            self.steered_tokens.labels(vector)
+            self.steered_choices.labels(vector)
 
     def show_policy(self, policy: Policy) -> None:
         """Name the policy in force, and create the series of its rules and monitors, so that a silent one shows as 0."""

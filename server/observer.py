@@ -3,6 +3,7 @@
 import asyncio
 import math
 import traceback
+from collections import deque
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -81,7 +82,8 @@ class ChoiceObserver:
         self._num_scored = dict.fromkeys(Phase, 0)
         self._decide_s = 0.0
         self._advised_s = 0.0
-        self._vectors: set[str] = set()
+        self._steered_left: dict[str, float] = {}  # by vector: for how many tokens
+        self._held_since: deque[float] = deque()  # of tokens that have not left: when each was fed
         self._cut: Cut | None = None
 
     def stepped(self, step: StepOutput) -> None:
@@ -95,9 +97,13 @@ class ChoiceObserver:
             if self._last_token is not None:
                 self._service.metrics.token_gap.observe(now - self._last_token)
             self._last_token = now
+            self._held_since.append(now)
+            self._count_steered()
 
-    def decided(self, decision: Decision, seconds: float) -> None:
-        metrics = self._service.metrics
+    def decided(self, decision: Decision, score_s: float, decide_s: float) -> None:
+        metrics, seconds = self._service.metrics, score_s + decide_s
+        metrics.scoring.observe(score_s)
+        metrics.ruling.observe(decide_s)
         self._decide_s += seconds
         metrics.deciding[decision.phase].observe(seconds)
         if seconds > self._policy.budget_s:
@@ -124,11 +130,23 @@ class ChoiceObserver:
             metrics, seconds = self._service.metrics, self._first_released - self._started
             metrics.ttft.labels(metrics.model).observe(seconds, self._service.telemetry.exemplar())
         self._num_released += num_tokens
+        since = self._held_since.popleft() if self._held_since else None
+        for _ in range(min(num_tokens - 1, len(self._held_since))):
+            self._held_since.popleft()
+        if self._stream and since is not None:
+            self._service.metrics.holdback.observe(self._service.clock() - since)
 
-    def steered(self, vector: str) -> None:
-        if vector not in self._vectors:
-            self._vectors.add(vector)
+    def steered(self, vector: str, for_tokens: int) -> None:
+        if vector not in self._steered_left:
             self._service.metrics.steered_choices.labels(vector).inc()
+        self._steered_left[vector] = for_tokens or math.inf
+
+    def _count_steered(self) -> None:
+        """One more response token; it was fed under the steerings that are in force."""
+        for vector, left in self._steered_left.items():
+            if left > 0:
+                self._steered_left[vector] = left - 1
+                self._service.metrics.steered_tokens.labels(vector).inc()
 
     def cut(self, why: Cut) -> None:
         self._cut = self._cut or why

@@ -79,7 +79,9 @@ class Observer(Protocol):
 
     def stepped(self, step: StepOutput) -> None: ...
 
-    def decided(self, decision: Decision, seconds: float) -> None: ...
+    def decided(self, decision: Decision, score_s: float, decide_s: float) -> None:
+        """What a step led to; how long it took to make scores of its values, and to decide on them."""
+        ...
 
     def resolved(self, decision: Decision) -> None:
         """Second opinions came in; `decision` follows from them."""
@@ -87,7 +89,7 @@ class Observer(Protocol):
 
     def released(self, num_tokens: int) -> None: ...
 
-    def steered(self, vector: str) -> None: ...
+    def steered(self, vector: str, for_tokens: int) -> None: ...
 
     def cut(self, why: Cut) -> None:
         """The choice is about to be cut off, if it has not ended by then."""
@@ -185,7 +187,7 @@ def _apply(decision: Decision, engine: Engine, choice: Choice, held: "_Held") ->
                 yield Said(text, refusal)
             case Steer(_, vector, strength, for_tokens):
                 engine.steer(choice.request.request_id, SteerCommand(vector, strength, for_tokens))
-                choice.observer.steered(vector)
+                choice.observer.steered(vector, for_tokens)
             case Stop():
                 yield Closed(None, effect, decision.phase, held.num_generated)
             case _:
@@ -221,12 +223,13 @@ class _Judge:
         """Late scores are as good as missing. A decision that is late stands, for it was made; the next is not waited for."""
         choice, started = self._choice, self._clock()
         scores = choice.scorer.score(step)
-        if self._overran or self._clock() - started > choice.budget_s:
+        scored = self._clock()
+        if self._overran or scored - started > choice.budget_s:
             scores = choice.scorer.late(step)
         decision = choice.decider.decide(scores)
-        seconds = self._clock() - started
-        self._overran = seconds > choice.budget_s
-        choice.observer.decided(decision, seconds)
+        decided = self._clock()
+        self._overran = decided - started > choice.budget_s
+        choice.observer.decided(decision, scored - started, decided - scored)
         return decision
 
 

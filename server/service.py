@@ -91,6 +91,7 @@ class Service:
         self.metrics.show_policy(policy)
         self.compare_tenants()
         if self.policies.in_force.monitors is not before:
+            self.metrics.show_monitors(self.policies.in_force.monitors)
             self.drift.install(self.policies.in_force.monitors.monitors)
             if self.canary is not None:
                 self.canary.expect(self.policies.in_force.monitors)

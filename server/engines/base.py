@@ -1,6 +1,6 @@
 """The seam between the pipeline and whatever runs the model."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -12,6 +12,7 @@ from guard.types import Phase
 from monitors.artifacts import MonitorSet
 from monitors.base import Monitor
 from monitors.norms import NormSummary
+from monitors.stopwatch import PassTimes
 from monitors.types import HookPoint
 
 
@@ -184,6 +185,10 @@ class Engine(Protocol):
         ...
 
     def load(self) -> EngineLoad: ...
+
+    def watch_passes(self, told: Callable[[PassTimes], None]) -> None:
+        """Have `told` hear of each forward pass, in the thread that runs the model: what reading and steering took."""
+        ...
 
     def row_norms(self) -> Mapping[HookPoint, NormSummary]:
         """log ||x|| at the monitors' hook points, sampled since they were installed. May wait for the device."""

@@ -13,6 +13,7 @@ from guard.types import Phase
 from monitors.artifacts import MonitorSet
 from monitors.base import Calibration, Monitor, Threshold, Transform
 from monitors.norms import NormSummary
+from monitors.stopwatch import PassTimes
 from monitors.types import HookPoint
 from server.engines.base import (
     EngineError,
@@ -168,6 +169,9 @@ class ScriptedEngine:
     async def install(self, monitors: MonitorSet) -> None:
         """A script's monitors are what it plays; only the vectors that it may be asked for can change."""
         self._vectors = frozenset(monitors.vectors)
+
+    def watch_passes(self, told: Callable[[PassTimes], None]) -> None:
+        """There are none."""
 
     def row_norms(self) -> Mapping[HookPoint, NormSummary]:
         return {}

@@ -23,12 +23,17 @@ from server.app import create_app
 from server.assemble import create_metrics, monitor_breakers, open_audit, second_opinions
 from server.engines.base import Engine, EngineRequest
 from server.engines.scripted import Script, ScriptedEngine
+from server.engines.transformers.engine import EngineSettings, TransformersEngine
+from server.engines.transformers.model import LoadedModel, prepare
 from server.http_protocol import HttpProtocol
 from server.policy_store import PolicyStore, Sources
 from server.scheduling.line import Line
 from server.second_opinion.config import Target
 from server.service import Service
-from server.tokenizer import ByteTokenizer, Tokenizer
+from server.tokenizer import ByteTokenizer, ModelTokenizer, Tokenizer
+from tests.integration.conftest import monitors_for
+from tests.tiny_models import TINY
+from tests.tiny_tokenizer import tiny_tokenizer
 from tests.waiting import until
 
 ALLOW_ONLY = """
@@ -38,6 +43,7 @@ metadata: {name: allow-only, version: "1"}
 rules:
   - {id: note, when: max(response.harm) > 2, then: {log: {}}}
 """
+ALLOW_COSINE = ALLOW_ONLY.replace("harm", "cosine")  # a monitor of the tiny model
 
 
 @pytest.fixture
@@ -139,6 +145,8 @@ def make_service(
     names = [target.name for target in targets]
     policies = PolicyStore(Sources(policy_path, None, lambda: installed), vectors=tested, targets=names)
     metrics = create_metrics(engine.info.model_id, policies.current)
+    metrics.show_monitors(installed)
+    engine.watch_passes(metrics.passed)
     line = service_options.setdefault("line", Line())
     metrics.load.watch(engine.load, line)
     service_options["breakers"] = monitor_breakers(metrics, service_options.get("breakers"))
@@ -183,6 +191,30 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Live]]:
             return stack.enter_context(running(service, path, **app_options))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def tiny() -> LoadedModel:
+    return prepare(TINY["llama"](), tiny_tokenizer(), model_id="tiny")
+
+
+@pytest.fixture
+def serve_tiny(serve: Callable[..., Live], tiny: LoadedModel) -> Callable[..., Live]:
+    """Start servers of the in-process engine on a tiny random model, with its monitors: `serve_tiny(policy, max_batch=4)`."""
+
+    def start(
+        policy: str = ALLOW_COSINE, *, service_options: Mapping[str, Any] | None = None, **sizes: Any
+    ) -> Live:
+        settings = EngineSettings(**{"max_batch": 4, **sizes})
+        return serve(
+            policy,
+            engine=TransformersEngine(tiny, monitors_for(tiny), settings),
+            tokenizer=ModelTokenizer(tiny.tokenizer),
+            vectors=("push", "erase"),
+            service_options=service_options,
+        )
+
+    return start
 
 
 def scores(value: float = 0.1, count: int = 2000, **spikes: Mapping[int, float]) -> dict[str, list[float]]:

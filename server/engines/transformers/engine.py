@@ -2,10 +2,12 @@
 
 import asyncio
 import time
+import traceback
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 
@@ -14,6 +16,7 @@ from monitors.base import Monitor
 from monitors.norms import NormSummary
 from monitors.runtime import Runtime
 from monitors.steering import Edit
+from monitors.stopwatch import PassTimes
 from monitors.types import HookPoint
 from server.engines.base import (
     EngineBusy,
@@ -190,6 +193,9 @@ class TransformersEngine:
             raise EngineDead(self._dead or "the engine was not started")
         await self._installed.exchange(monitors)
 
+    def watch_passes(self, told: Callable[[PassTimes], None]) -> None:
+        self._runtime.on_pass = told
+
     def row_norms(self) -> Mapping[HookPoint, NormSummary]:
         return self._runtime.row_norms()
 
@@ -233,7 +239,11 @@ class TransformersEngine:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            _log.exception("the engine's loop ended")
+            frames = traceback.extract_tb(
+                error.__traceback__
+            )  # and no message: it may hold text of a request
+            at = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
+            _log.error("the engine's loop ended", error=type(error).__name__, at=at)
             self._fail_all(EngineDead(f"the engine's loop ended: {type(error).__name__}"))
             if not isinstance(error, Exception):
                 raise

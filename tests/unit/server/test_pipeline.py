@@ -29,13 +29,13 @@ class Recorder:
     def stepped(self, step):
         self.calls.append("stepped")
 
-    def decided(self, decision, seconds):
+    def decided(self, decision, score_s, decide_s):
         self.calls.append("decided")
 
     def released(self, num_tokens):
         self.calls.append(f"released {num_tokens}")
 
-    def steered(self, vector):
+    def steered(self, vector, for_tokens):
         self.calls.append(f"steered {vector}")
 
     def ended(self, closed, error):
