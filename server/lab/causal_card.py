@@ -1,15 +1,13 @@
-"""The causal card on a terminal."""
+"""The causal card on a terminal of 80 columns; the report and card.json have all of its figures."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 if TYPE_CHECKING:
-    from monitors.lab.sections.base import Interval
-    from monitors.lab.sections.causal import CausalSection, Effect
+    from monitors.lab.sections.causal import CausalSection
 
 
 def show(section: "CausalSection") -> None:
@@ -26,58 +24,42 @@ def show(section: "CausalSection") -> None:
 
 def _effects(section: "CausalSection") -> Table:
     title = f"{section.mode}; behaviour {section.behaviour}; share of the difference between the classes"
-    found = Table("", "effect (95 %)", "null edits (95 %)", "z", "wrong sign", "p (Holm)", title=title)
+    found = Table(
+        "null edits of equal", "effect (95 %)", "nulls (95 %)", "wrong\nsign", "p\n(Holm)", title=title
+    )
     for name, effects in (("necessity", section.necessity), ("sufficiency", section.sufficiency)):
-        for effect in effects:
-            found.add_row(*_effect(name, effect))
+        for one in effects:
+            e = one.effect
+            found.add_row(
+                f"{name}, {'size' if one.matched_by == 'norm' else 'KL'}",
+                f"{e.value:.2f} ({e.low:.2f} to {e.high:.2f})",
+                f"{one.null_low:.2f} to {one.null_high:.2f}",
+                _share(one.wrong_sign),
+                f"{one.p_value:.3f}",
+            )
     return found
 
 
-def _effect(name: str, found: "Effect") -> Iterator[str]:
-    yield f"{name}, nulls of equal {'size' if found.matched_by == 'norm' else 'KL'}"
-    yield _interval(found.effect)
-    yield f"{found.null_low:.2f} to {found.null_high:.2f}"
-    yield "" if found.z is None else f"{found.z:.1f}"
-    yield "" if found.wrong_sign is None else f"{found.wrong_sign:.2f}"
-    yield f"{found.p_value:.3f}"
-
-
 def _elsewhere(section: "CausalSection") -> Table:
-    found = Table(
-        Column("the same change", overflow="fold"),
-        "necessity",
-        "sufficiency",
-        "moves that monitor, times own",
-    )
+    title = "the same change at other places, and in the directions of other monitors"
+    found = Table("", "necessity", "sufficiency", "moves it,\ntimes own", title=title)
     for site in section.sites:
-        found.add_row(f"at {site.hook_point}", *map(_share, (site.necessity, site.sufficiency)), "")
-    for one in section.positions:
-        which = "the prompt's last token" if one.position == "last" else "one random token"
-        found.add_row(f"of {which} alone", _share(one.necessity), _share(one.sufficiency), "")
+        found.add_row(site.hook_point, _share(site.necessity), _share(site.sufficiency), "")
+    for place in section.positions:
+        found.add_row(f"{place.position} token alone", _share(place.necessity), _share(place.sufficiency), "")
     for other in section.unrelated:
-        name = f"in the direction of {other.monitor}"
-        found.add_row(name, _share(other.necessity), _share(other.sufficiency), _share(other.moved))
+        shares = map(_share, (other.necessity, other.sufficiency, other.moved))
+        found.add_row(f"towards {other.monitor}", *shares)
     return found
 
 
 def _later(section: "CausalSection") -> Table:
-    title = "probes at later layers: share of their class gap, AUROC"
-    found = Table(
-        Column(overflow="fold"),
-        "removed (95 %)",
-        "written (95 %)",
-        "AUROC",
-        "fitted anew without it",
-        title=title,
-    )
+    title = "probes at later layers: what the edits take and give, in their class gaps"
+    found = Table("", "removed", "written", "AUROC", "fitted anew\nwithout it", title=title)
     for one in section.downstream:
-        aurocs = (f"{one.natural_auroc:.3f}", f"{one.refit_auroc:.3f}")
-        found.add_row(one.hook_point, _interval(one.removed), _interval(one.written), *aurocs)
+        moved = (_share(one.removed.value), _share(one.written.value))
+        found.add_row(one.hook_point, *moved, f"{one.natural_auroc:.3f}", f"{one.refit_auroc:.3f}")
     return found
-
-
-def _interval(found: "Interval") -> str:
-    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
 def _share(found: float | None) -> str:

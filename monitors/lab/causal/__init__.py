@@ -1,4 +1,4 @@
-"""The causal card: does the model use what a monitor reads? Definitions: science, section 4.2; in words: docs/causal-card.md."""
+"""The causal card: does the model use what a monitor reads? Definitions: docs/causal-card.md."""
 
 from monitors.lab.causal.behaviour import Behaviour, parse_behaviour
 from monitors.lab.causal.job import Subjects, Verification

@@ -10,7 +10,7 @@ MATCHING_STEPS = 5  # passes over the neutral texts, at most, to match one null 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Sizes of one mode (science 4.2)."""
+    """Sizes of one mode."""
 
     mode: Literal["quick", "full"]
     num_per_class: int  # prompts that are intervened on

@@ -1,4 +1,4 @@
-"""From measures to a verdict, with its reasons in sentences (science 4.2)."""
+"""From measures to a verdict, with its reasons in sentences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The card's section 'causal': does the model use what the monitor reads? Definitions: science, section 4.2."""
+"""The card's section 'causal': does the model use what the monitor reads? Definitions: docs/causal-card.md."""
 
 from typing import Literal
 

@@ -17,8 +17,16 @@ from monitors.lab.pooling import Pooled
 from monitors.lab.recipes import Recipe
 from monitors.lab.scoring import Scorer
 from monitors.types import HookPoint
-from tests.unit.monitors.lab.causal.test_self_tests import MEAN, POINT, probe
-from tests.unit.monitors.lab.causal.toy import BYSTANDER, CAUSE, D, toy_examples, toy_subject
+from tests.unit.monitors.lab.causal.toy import (
+    BYSTANDER,
+    CAUSE,
+    MEAN,
+    POINT,
+    D,
+    probe,
+    toy_examples,
+    toy_subject,
+)
 
 LATER = HookPoint(3)
 AXES = (Axis(POINT, CAUSE, low=0.0, high=2.0),)

@@ -6,23 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from monitors.aggregate import AggregatorSpec
-from monitors.base import Monitor
 from monitors.lab.activations import collect
 from monitors.lab.causal import FULL, QUICK, Subjects, Verification, parse_behaviour, verify
 from monitors.lab.pooling import Pooled
 from monitors.lab.recipes import Recipe, fit
-from monitors.linear import Linear
-from monitors.types import CausalVerdict, HookPoint
-from tests.unit.monitors.lab.causal.toy import BYSTANDER, CAUSE, YES, D, toy_examples, toy_subject
+from monitors.types import CausalVerdict
+from tests.unit.monitors.lab.causal.toy import (
+    BYSTANDER,
+    CAUSE,
+    MEAN,
+    POINT,
+    YES,
+    D,
+    probe,
+    toy_examples,
+    toy_subject,
+)
 
-POINT = HookPoint(1)
-MEAN = AggregatorSpec("mean")
 RECIPE = Recipe("mass_mean", (POINT,), "prompt", MEAN)
-
-
-def probe(direction):
-    return Monitor("probe", Linear((POINT,), direction[None], torch.zeros(1)), MEAN)
 
 
 def verified(

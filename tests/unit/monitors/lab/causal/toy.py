@@ -10,14 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from monitors.aggregate import AggregatorSpec
+from monitors.base import Monitor
 from monitors.hook_points import Blocks
 from monitors.lab.dataset import Example
 from monitors.lab.subject import Subject, Tokens
+from monitors.linear import Linear
+from monitors.types import HookPoint
 
 D, VOCAB, NUM_LAYERS, YES = 24, 48, 4, 5
 _MARKED = range(8, 20)  # words of the positive class
 _PLAIN = range(20, VOCAB)
 _GAP = 3.0
+POINT = HookPoint(1)
+MEAN = AggregatorSpec("mean")
 
 
 def unit(seed: int) -> Tensor:
@@ -28,6 +34,10 @@ def unit(seed: int) -> Tensor:
 CAUSE = unit(100)
 BYSTANDER = unit(101) - (unit(101) @ CAUSE) * CAUSE
 BYSTANDER = BYSTANDER / BYSTANDER.norm()
+
+
+def probe(direction: Tensor) -> Monitor:
+    return Monitor("probe", Linear((POINT,), direction[None], torch.zeros(1)), MEAN)
 
 
 class Block(nn.Module):
