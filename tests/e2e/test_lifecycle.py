@@ -1,5 +1,6 @@
 """A server's life as an orchestrator sees it: probes from before the model is there, signals, drain, exit codes."""
 
+import contextlib
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -94,8 +95,8 @@ def test_while_draining_new_requests_are_refused_and_running_ones_end_as_they_wo
     """SIGINT comes from a person: no load balancer has to notice first."""
     delay_s = 0.0 if number == signal.SIGTERM else FOREVER
     with (
+        ThreadPoolExecutor() as pool,  # outside: if the test fails, what it waits for ends with the server
         served(tmp_path, drain_delay_s=delay_s, drain_timeout_s=FOREVER) as live,
-        ThreadPoolExecutor() as pool,
     ):
         whole = pool.submit(live.chat)
         stream = live.chat(stream=True)
@@ -126,7 +127,7 @@ def test_what_still_runs_when_its_time_is_over_ends_with_an_error_and_is_recorde
         if hurried
         else {"drain_delay_s": 0.0, "drain_timeout_s": 0.1}
     )
-    with served(tmp_path, **times) as live, ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, served(tmp_path, **times) as live:
         whole = pool.submit(chat, live)
         body = {"model": "scripted", "messages": HELLO, "stream": True}
         with live.http.stream("POST", f"{live.api}/v1/chat/completions", json=body) as stream:
@@ -185,7 +186,7 @@ def test_drained_by_request_the_process_stays_until_it_is_told_to_end(tmp_path):
 
 
 def test_interlock_drain_tells_how_many_still_run_and_waits_for_them(tmp_path):
-    with served(tmp_path, drain_delay_s=0.0, drain_timeout_s=FOREVER) as live, ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, served(tmp_path, drain_delay_s=0.0, drain_timeout_s=FOREVER) as live:
         stream = live.chat(stream=True)
         next(stream)
         short = CliRunner().invoke(cli, ["drain", "--url", live.admin, "--wait", "0.1s"])
@@ -333,7 +334,8 @@ def test_an_engine_that_hangs_refuses_new_requests_and_is_ready_again_when_it_go
         return step(ready)
 
     monkeypatch.setattr(engine._stepper, "step", gated)
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor() as pool, contextlib.ExitStack() as stack:
+        stack.callback(gate.set)
         held = pool.submit(live.chat, "hello", max_tokens=3)
         until(lambda: live.http.get("/readyz").status_code == 503)
         assert "no step for" in checks(live.http.get("/readyz"))["engine"]
