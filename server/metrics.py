@@ -86,6 +86,11 @@ class Metrics:
         self.requests = counter(
             "requests_total", "Choices that ended, by outcome.", "model", "endpoint", "outcome"
         )
+        self.uncovered = counter(
+            "requests_uncovered_total",
+            "Choices in which a monitor that a rule reads gave no score for some token.",
+            "model",
+        )
         self.duration = histogram(
             "request_duration_seconds", "From admission to the end of a choice.", _E2E_S, "model"
         )
@@ -215,6 +220,7 @@ class Metrics:
         self.capturing, self.steering, self.scoring, self.ruling = (
             self.overhead.labels(stage) for stage in ("capture", "steer", "score", "decide")
         )
+        self.uncovered.labels(self.model)
         for metric in (self.duration, self.queue, self.ttft, self.itl):
             metric.labels(self.model)
         for kind in ("prompt", "completion"):

@@ -184,6 +184,8 @@ class ChoiceObserver:
         metrics.duration.labels(metrics.model).observe(self._service.clock() - self._started)
         metrics.tokens.labels(metrics.model, "prompt").inc(self._num_scored[Phase.PROMPT])
         metrics.tokens.labels(metrics.model, "completion").inc(self._num_scored[Phase.RESPONSE])
+        if outcome.failures:
+            metrics.uncovered.labels(metrics.model).inc()
         if kind == "shed":
             metrics.shed.labels("queue_full").inc()
         if isinstance(error, LeakPreventedError):

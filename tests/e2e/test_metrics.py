@@ -71,6 +71,19 @@ def test_how_long_tokens_are_held_is_told_of_streams(serve):
     assert live.metric("interlock_stream_holdback_seconds_sum") / releases >= 0.02
 
 
+def test_a_choice_without_a_score_for_some_token_is_counted_once(serve):
+    live = serve(HOLDING, Script(list("abcd"), scores(), {"harm": [0.1], "deception": [0.1] * 4}))
+    assert live.http.post("/v1/chat/completions", json=body_of(live)).status_code == 503
+    assert live.metric("interlock_requests_uncovered_total", model="scripted") == 1
+    whole = serve(HOLDING, Script(list("abcd"), scores(), scores()))
+    assert whole.http.post("/v1/chat/completions", json=body_of(whole)).status_code == 200
+    assert whole.metric("interlock_requests_uncovered_total", model="scripted") == 0
+
+
+def body_of(live):
+    return {"model": live.model, "messages": [{"role": "user", "content": "hello"}]}
+
+
 def test_monitors_in_force_are_named(serve_tiny):
     live = serve_tiny()
     found = {
