@@ -123,12 +123,12 @@ def random_writes(rows: Mapping[HookPoint, Tensor], labels: Ints, num: int, seed
 def concept_writes(scores: Floats, rows: Mapping[HookPoint, Tensor], labels: Ints) -> Writes | None:
     """Where a score of another concept varies: the covariance of its ranks with the rows, within the classes.
 
-    scores: [num_examples]; rows: as in `random_writes`. None if the score, or the rows with it, do not vary.
+    scores: [num_examples]; rows: as in `random_writes`. None if the score, or the rows with it, do not vary, or a score is NaN.
     """
     weights = _within_classes(torch.tensor(rankdata(scores))[:, None], labels)[:, 0]
     found = {point: weights @ _within_classes(its, labels) for point, its in rows.items()}
     norms = {point: torch.linalg.vector_norm(direction) for point, direction in found.items()}
-    if min(norms.values()) < _STILL:
+    if not all(norm >= _STILL for norm in norms.values()):  # NaN, too, is no direction
         return None
     return {point: (direction / norms[point]).float() for point, direction in found.items()}
 

@@ -150,8 +150,8 @@ def _concepts(job: Verification, select: Pooled, rows: Mapping[HookPoint, Tensor
         writes = concept_writes(column, rows, select.acts.labels)
         if writes is None:
             raise ValueError(
-                f"monitor {monitor.name!r} says the same of all examples in the {job.recipe.phase}, so it has no direction "
-                "to compare with: leave it out of --unrelated"
+                f"monitor {monitor.name!r} says the same of all examples in the {job.recipe.phase} (or fails on some), so it has "
+                "no direction to compare with: leave it out of --unrelated"
             )
         found.append(writes)
     return found

@@ -106,6 +106,8 @@ def test_the_direction_of_another_concept_is_where_its_score_varies_within_the_c
     writes = concept_writes(scores, {POINT: rows}, labels)
     torch.testing.assert_close(writes[POINT], torch.eye(D)[0])
     assert concept_writes(np.where(labels == 1, 0.9, 0.1), {POINT: rows}, labels) is None
+    scores[7] = np.nan
+    assert concept_writes(scores, {POINT: rows}, labels) is None
 
 
 class _Neutral:
