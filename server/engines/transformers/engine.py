@@ -77,8 +77,8 @@ class _Run:
 
     @property
     def is_due(self) -> bool:
-        """Whether it takes part in the next step: its consumer asks for it, and what its grammar allows is known."""
-        return self.admitted and self.ready and not self.sequence.sampler.is_waiting
+        """Whether it takes part in the next step: its consumer asks for it, and what it may draw is known."""
+        return self.admitted and self.ready and not self.sequence.waits_for_grammar
 
 
 class TransformersEngine:

@@ -53,6 +53,11 @@ class Sequence:
         return self.num_fed >= self.num_prompt
 
     @property
+    def waits_for_grammar(self) -> bool:
+        """Whether it can't go on before it is known what its grammar allows. Its prompt can be fed meanwhile."""
+        return self.prompt_done and self.sampler.is_waiting
+
+    @property
     def edits(self) -> tuple[Edit, ...]:
         return tuple(active.edit for active in self.steering.values())
 
