@@ -23,20 +23,25 @@ class Picker:
         self._layout: tuple[Monitor, ...] | None = None
         self._columns: NDArray[np.intp] = np.empty(0, np.intp)
         self._is_complete = True
+        self._width = 0  # of the layout
 
     def pick(self, values: NDArray[np.float32], layout: tuple[Monitor, ...]) -> NDArray[np.float32]:
         """values: [n, num_values of the layout] -> [n, num_values of these monitors].
 
-        A monitor that isn't there reads NaN, and so fails closed.
+        A monitor that isn't there reads NaN, and so fails closed. Raises ValueError for another number of values.
         """
         if layout is not self._layout:
             self._find(layout)
+        if values.shape[1:] != (self._width,):
+            raise ValueError(f"values have shape {values.shape}; needs [n, {self._width}]")
         if not self._is_complete:
             values = np.pad(values, ((0, 0), (0, 1)), constant_values=np.nan)
         return values[:, self._columns]
 
     def _find(self, layout: tuple[Monitor, ...]) -> None:
-        place = dict(zip(map(id, layout), value_slices(layout), strict=True))
+        slices = value_slices(layout)
+        self._width = slices[-1].stop if slices else 0
+        place = dict(zip(map(id, layout), slices, strict=True))
         found: list[int] = []
         for monitor in self._monitors:
             where = place.get(id(monitor))

@@ -22,16 +22,11 @@ from monitors.selfcheck import check_hooks
 from monitors.types import HookPoint
 from server.engines.base import FinishReason
 from server.engines.scripted import Script, ScriptedEngine
-from server.engines.transformers.engine import EngineSettings, TransformersEngine
 from server.engines.transformers.model import prepare
-from server.tokenizer import ModelTokenizer
-from tests.e2e.conftest import ALLOW_ONLY, scores
-from tests.integration.conftest import monitors_for
+from tests.e2e.conftest import scores
 from tests.tiny_models import TINY
 from tests.tiny_tokenizer import tiny_tokenizer
 from tests.unit.server.test_detokenize import cut
-
-ALLOW_COSINE = ALLOW_ONLY.replace("harm", "cosine")
 
 POLICY = """
 apiVersion: interlock/v1
@@ -52,24 +47,6 @@ def policy(when="max(response.harm) > 0.5", then="{block: {message: no}}", holdb
 def marked(index: int) -> str:
     """A text from which the token's index can be read back."""
     return f"<{index}>"
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    return prepare(TINY["llama"](), tiny_tokenizer(), model_id="tiny")
-
-
-@pytest.fixture
-def serve_tiny(serve, tiny):
-    """The in-process engine on a tiny random model, with its monitors."""
-
-    def start(policy_text=ALLOW_COSINE, **sizes):
-        engine = TransformersEngine(tiny, monitors_for(tiny), EngineSettings(**{"max_batch": 4, **sizes}))
-        return serve(
-            policy_text, engine=engine, tokenizer=ModelTokenizer(tiny.tokenizer), vectors=("push", "erase")
-        )
-
-    return start
 
 
 class Playlist:

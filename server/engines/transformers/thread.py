@@ -25,8 +25,10 @@ class StepThread:
                 return
             try:
                 future.set_result(function(*args))
-            except BaseException as error:  # noqa: BLE001  # whoever waits is told
+            except Exception as error:  # noqa: BLE001  # whoever waits is told
                 future.set_exception(error)
+            except BaseException as error:  # noqa: BLE001  # raised in the event loop, it would end the server at once
+                future.set_exception(RuntimeError(f"the thread was ended by {type(error).__name__}"))
 
         if not self._thread.is_alive():
             self._thread.start()
