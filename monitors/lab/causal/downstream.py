@@ -61,8 +61,9 @@ def moved(test: Shifted, labels: Ints) -> list[float | None]:
 def _move(test: Shifted, labels: Ints, number: int) -> float | None:
     """None for scores that are not all finite, or all the same."""
     natural, removed, written = (its.scores[:, number] for its in (test.natural, test.removed, test.written))
-    spread = float(natural.std())
-    if not all(np.isfinite(its).all() for its in (natural, removed, written)) or spread == 0:
+    if not all(np.isfinite(its).all() for its in (natural, removed, written)):
+        return None
+    if (spread := float(natural.std())) == 0:
         return None
     lowered = (removed - natural)[labels == 1].mean()
     raised = (written - natural)[labels == 0].mean()

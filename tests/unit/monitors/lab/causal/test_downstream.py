@@ -129,6 +129,7 @@ def test_nothing_is_told_of_others_if_the_own_monitor_stands_still_or_a_score_is
     assert moved(Shifted(still, still, still), labels) == [None]
     lost = readings(scores, scores + np.array([[1.0, -np.inf], [1.0, 0.0]]))
     assert moved(Shifted(still, lost, lost), labels) == [None]
+    assert moved(Shifted(lost, lost, lost), labels) == [None]
 
 
 def test_rows_that_are_watched_are_those_that_the_edit_left():
