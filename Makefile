@@ -1,17 +1,18 @@
 # `make` lists the targets. Everything runs in .venv, which `make setup` builds.
-PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
-TORCH  ?= torch==2.13.0
+PYTHON  ?= python3
+VENV    := .venv
+CLIENTS := .venv-clients
+BIN     := $(VENV)/bin
+TORCH   ?= torch==2.13.0
 # Without a GPU, look on PyTorch's CPU index too (its wheels need no CUDA packages). If that can't be reached, pip goes on without it.
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test check format policies test-gpu bench demo clean
+.PHONY: help setup setup-clients serve test test-clients check format policies test-gpu bench demo clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 setup: $(VENV)/.done ## Build .venv (Python 3.11 or newer)
 
@@ -22,11 +23,24 @@ $(VENV)/.done: pyproject.toml deploy/constraints.txt
 	$(BIN)/pip install --quiet -c deploy/constraints.txt -e '.[dev]'
 	touch $@
 
+# The clients of others that tests/clients drives: their pins fight with ours, so they have an environment of their own
+setup-clients: $(CLIENTS)/.done ## Build .venv-clients, and install the Node client where there is npm
+
+$(CLIENTS)/.done: tests/clients/requirements.txt tests/clients/drivers/package-lock.json
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet uv==0.13.9
+	$(CLIENTS)/bin/uv pip install --quiet --python $(CLIENTS)/bin/python -r tests/clients/requirements.txt
+	if command -v npm >/dev/null; then npm ci --silent --prefix tests/clients/drivers; fi
+	touch $@
+
 serve: setup ## Serve the demo model under the demo policy on http://127.0.0.1:8000
 	$(BIN)/interlock serve --expose-metrics
 
 test: setup ## Run the tests
 	$(BIN)/python -m pytest
+
+test-clients: setup setup-clients ## Run the tests of other projects' clients
+	$(BIN)/python -m pytest tests/clients
 
 check: setup ## Lint, types, import contracts, policy tests
 	$(BIN)/ruff check .
@@ -55,4 +69,4 @@ demo: setup ## Write the corpus, train the demo model and fit its monitors anew 
 	$(MAKE) -C deploy/demo BIN=$(abspath $(BIN))
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CLIENTS) tests/clients/drivers/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
