@@ -59,6 +59,6 @@ class Matching:
         if token_id is not None:
             matcher.consume_token(token_id)
         bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
-        if matcher.is_error():
+        if matcher.is_error() or not bits.any():
             raise RequestRefused("the reply can't be held to its schema any further: it is too complex here")
         return np.unpackbits(bits, count=self._num_ids, bitorder="little").view(np.bool_)

@@ -117,9 +117,13 @@ def test_a_reply_that_is_cut_in_a_call_is_no_call(serve_tools):
         ({"tool_choice": {"type": "function", "function": {"name": "weather"}}}, "tool_choice"),
         ({"parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools"),
+        ({"tools": None, "tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice"),
+        ({"tool_choice": "any"}, "tool_choice"),
         (
-            {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
-            "tools.0.function.strict",
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
+            "tools.0.function.parameters",
         ),
         ({"tools": [{"type": "code_interpreter"}]}, "tools.0.type"),
         ({"messages": [{"role": "tool", "content": "my secret"}]}, "messages.0"),
@@ -137,6 +141,7 @@ def test_a_reply_that_is_cut_in_a_call_is_no_call(serve_tools):
     ],
 )
 def test_what_can_not_be_kept_is_refused_by_name(serve_tools, change, param):
+    """The engine plays a script, so it can't hold the reply to anything."""
     live, _ = serve_tools()
     body = {
         "model": live.model,
