@@ -78,6 +78,9 @@ class HttpProtocol(H11Protocol):
             )
             for event in (head, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # what it answers goes nowhere any more
+            self.cycle.message_event.set()
         self.transport.close()
 
     def _set_timer(self, seconds: float, then: Callable[[], object]) -> None:

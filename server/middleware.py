@@ -66,7 +66,7 @@ def _declared_bytes(headers: Headers) -> int:
     size = sum(len(name) + len(value) for name, value in headers)
     if len(headers) > _MAX_HEADERS or size > _MAX_HEADER_BYTES:
         told = f"A request may have {_MAX_HEADERS} headers of {_MAX_HEADER_BYTES} bytes together."
-        raise ApiError(431, told, code="headers_too_large")
+        raise ApiError(431, told, code="headers_too_large", headers={"connection": "close"})
     given = {name: value for name, value in headers if name in {b"content-length", b"transfer-encoding"}}
     if len(given) > 1:
         told = "A request has either content-length or transfer-encoding."

@@ -140,6 +140,13 @@ class GuardrailAnswer(_Described):
     texts: list[str] | None = None
 
 
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+
+
 def whole(model: type[BaseModel]) -> Responses:
     """An answer in JSON."""
     return {200: {"model": model, "description": "The answer."}}
@@ -151,7 +158,7 @@ def whole_or_streamed(model: type[BaseModel]) -> Responses:
         200: {
             "model": model,
             "description": "The answer; with `stream` as server-sent events.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _EVENT}},
         }
     }
 

@@ -206,7 +206,7 @@ def from_validation(error: RequestValidationError) -> ApiError:
 
 def _param(problem: Mapping[str, Any]) -> str | None:
     """The field that is wrong, in dots: by its place, and by name where a check of the whole object names it."""
-    place = _place(problem["loc"])
+    place = _place(problem)
     if problem["type"] != REFUSED:
         return place or None
     name = str(problem["ctx"]["field"])
@@ -214,9 +214,11 @@ def _param(problem: Mapping[str, Any]) -> str | None:
 
 
 def _told(problem: Mapping[str, Any]) -> str:
-    place = _place(problem["loc"])
+    place = _place(problem)
     if problem["type"] == REFUSED and not place:
         return str(problem["msg"])
+    if problem["type"] == _UNKNOWN:
+        return f"{place or 'body'}: has a field that is not known here"
     if problem["type"] == "union_tag_invalid":  # pydantic's words repeat the input
         return f"{place}: type must be one of {problem['ctx']['expected_tags']}"
     told = str(problem["msg"]).removeprefix("Value error, ")  # pydantic's, before a check's own words
@@ -224,10 +226,13 @@ def _told(problem: Mapping[str, Any]) -> str:
 
 
 _OPEN_KEYS = frozenset({"logit_bias", "metadata"})  # dicts whose keys are the client's own
+_UNKNOWN = "extra_forbidden"
 
 
-def _place(loc: Sequence[int | str]) -> str:
+def _place(problem: Mapping[str, Any]) -> str:
     """Where in the body, without repeating what the client made up."""
+    loc: Sequence[int | str] = problem["loc"]
+    loc = loc[:-1] if problem["type"] == _UNKNOWN else loc
     parts = [str(part) for part in loc if part != "body" and "[" not in str(part)]  # nor a union's branches
     return f"{parts[0]}.*" if parts and parts[0] in _OPEN_KEYS and len(parts) > 1 else ".".join(parts)[:200]
 
