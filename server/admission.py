@@ -12,10 +12,17 @@ from starlette.requests import Request
 from guard.policy import Policy
 from guard.types import Phase, Subject
 from monitors.base import Monitor
-from server.api.errors import bad_request, context_too_long, overloaded
+from server.api.errors import bad_request, context_too_long, from_failure
 from server.api.schema import MAX_CHOICES, ChatRequest, CompletionRequest, GenerationRequest
 from server.auditing.content import PromptText
-from server.engines.base import EngineBusy, EngineRequest, Grammar, RequestRefused, SamplingParams
+from server.engines.base import (
+    EngineBusy,
+    EngineError,
+    EngineRequest,
+    Grammar,
+    RequestRefused,
+    SamplingParams,
+)
 from server.entrance import Entrance
 from server.grammars.source import SourceError
 from server.keys.types import BlockStyle, Client
@@ -182,9 +189,10 @@ class Admission:
         except (SourceError, RequestRefused) as error:
             param = _asked_by(body, endpoint)
             raise bad_request(f"{param}: {error}", param) from error
-        except EngineBusy as error:
-            self._service.metrics.shed.labels("queue_full").inc()
-            raise overloaded() from error
+        except EngineError as error:
+            if isinstance(error, EngineBusy):
+                self._service.metrics.shed.labels("queue_full").inc()
+            raise from_failure(error) from error
 
     async def _encoded(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, list):

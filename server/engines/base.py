@@ -161,7 +161,7 @@ class Engine(Protocol):
     async def compile(self, source: str) -> Grammar:
         """What replies can be held to, from a grammar's source (server/grammars/source.py).
 
-        Raises RequestRefused, which tells what is wrong with it without quoting it, and EngineBusy.
+        Raises RequestRefused, which tells what is wrong with it without quoting it, EngineBusy, EngineDead, EngineError.
         """
         ...
 

@@ -58,6 +58,7 @@ class Trial:
             stderr=subprocess.DEVNULL,
             text=True,
             env={},
+            start_new_session=True,  # an interrupt at the terminal is the server's to handle
         )
         self._write(process, self._tokenizer)
         return process

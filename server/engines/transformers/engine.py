@@ -158,6 +158,8 @@ class TransformersEngine:
         self._runtime.close()
 
     async def compile(self, source: str) -> Grammar:
+        if self._dead is not None:
+            raise EngineDead(self._dead)
         return await self._grammars.compile(source)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[StepOutput, None]:

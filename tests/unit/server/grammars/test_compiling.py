@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from server.engines.base import EngineBusy, RequestRefused
+from server.engines.base import EngineBusy, EngineError, RequestRefused
 from server.grammars import compiler as compiling
 from server.grammars.compiler import GrammarCompiler
 from server.grammars.source import MAX_BYTES, Form, SourceError
@@ -135,6 +135,26 @@ async def test_who_leaves_while_a_schema_is_compiled_takes_nothing_from_who_wait
     await asyncio.sleep(0)
     leaving.cancel()
     assert await staying
+
+
+async def test_a_schema_that_could_not_be_tried_is_tried_again(compiler, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(compiling.Trial, "error", lambda *_: 1 / 0)
+        with pytest.raises(EngineError, match="ZeroDivisionError"):
+            await compiler.compile(PLAIN)
+    assert await compiler.compile(PLAIN)
+
+
+async def test_closing_ends_a_trial_that_runs():
+    tokenizer = json_tokenizer()
+    compiler = GrammarCompiler(tokenizer, num_ids=VOCAB_SIZE, eos_token_ids=frozenset({2}))
+    assert await compiler.compile(PLAIN)
+    running = asyncio.create_task(compiler.compile(Form(answer=HOSTILE["time"]).source()))
+    await asyncio.sleep(0.01)
+    await asyncio.to_thread(compiler.close)
+    with pytest.raises(RequestRefused):
+        await running
+    assert compiler._trial._process is None
 
 
 async def test_a_tokenizer_or_model_that_can_not_be_constrained_is_told_of():
