@@ -33,6 +33,7 @@ from tests.waiting import until
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hello"}]
+GREEDY = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
 NAN = float("nan")
 RULE = """
 apiVersion: interlock/v1
@@ -274,6 +275,39 @@ def test_a_monitor_that_raises_in_the_forward_pass_follows_on_error(serve_tiny, 
     assert post(live, metadata={"read": "it"}, **options).status_code == 200
 
 
+@pytest.mark.parametrize("on_error", ["closed", "open"])
+@pytest.mark.parametrize("fault", ["raises", "late"])
+def test_a_monitor_that_fails_in_the_middle_of_a_prompt_follows_on_error(
+    serve_tiny, monkeypatch, fault, on_error
+):
+    """The real engine, which reads a long prompt in chunks."""
+    live = serve_tiny(
+        COSINE.format(on_error=on_error, phase="prompt"), prefill_chunk=16, prefix_cache_tokens=0
+    )
+    clock = Clock(live.service.clock)
+    object.__setattr__(live.service, "clock", clock)
+    push = Tracker.push
+
+    def failing(self, values):
+        if self._num_tokens >= 16 and len(values) > 1:  # the second chunk, and those after it
+            if fault == "raises":
+                raise RuntimeError("a secret")
+            clock.ahead += 10
+        return push(self, values)
+
+    monkeypatch.setattr(Tracker, "push", failing)
+    for stream in (False, True):
+        reply = post(
+            live, messages=[{"role": "user", "content": "a long question " * 6}], stream=stream, **GREEDY
+        )
+        assert reply.status_code == (503 if on_error == "closed" else 200)
+    reason = {"raises": "error", "late": "timeout"}[fault]
+    told = [(f["reason"], f["token"], f["on_error"]) for record in live.records() for f in record["errors"]]
+    assert told == [(reason, 16, on_error)] * 2
+    assert {record["delivered_tokens"] for record in live.records()} == {0 if on_error == "closed" else 12}
+    books_are_right(live)
+
+
 def test_wherever_and_however_a_monitor_fails_no_token_from_there_on_leaves(serve):
     """For any number of choices, streamed or not, whatever fails at whatever token."""
 
@@ -401,8 +435,6 @@ def test_monitors_that_are_late_again_and_again_open_their_breaker(faulty):
 
 
 # --- the engine ------------------------------------------------------------------------------------------------------
-
-GREEDY = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
 
 
 class Gate:

@@ -12,7 +12,6 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ BODY = {
     "max_tokens": 150,
     "ignore_eos": True,
 }
+RUNNING = 'interlock_requests_running{model="interlock-demo"}'
 CLIENT = """
 import json, sys, httpx
 with httpx.stream("POST", sys.argv[1], json=json.loads(sys.argv[2]), timeout=120) as reply:
@@ -81,7 +81,7 @@ class Server:
         assert len(self.records()) == count
 
     def until_idle(self):
-        until(lambda: self.metric('interlock_requests_running{model="interlock-demo"}') == 0)
+        until(lambda: self.metric(RUNNING) == 0)
         until(lambda: self.metric("interlock_audit_queue_length") == 0)
 
 
@@ -92,7 +92,12 @@ def started(folder):
     log = folder / "log" / "decisions.jsonl"
     options = ["--port", "0", "--admin-port", "0", "--policy", policy, "--audit", log]
     command = [sys.executable, "-c", "from server.cli import main; main()", "serve", *map(str, options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "INTERLOCK__DRAIN_DELAY_S": "0"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "INTERLOCK__STEP_TIMEOUT_S": "5",
+        "INTERLOCK__STREAM_STALLED_S": "5",
+    }
     errors = folder / "stderr"
     with (
         errors.open("w") as said,
@@ -126,19 +131,19 @@ def server(tmp_path_factory):
         assert server.metric("interlock_leaks_prevented_total") == 0
 
 
-def text_of(lines):
-    """What the events say, and whether the stream was ended as it should be."""
+def text_of(lines, index=0):
+    """What the events say of one choice, and whether the stream was ended as it should be."""
     text, ended = "", False
     for line in lines:
         if line.startswith("data: {"):
-            event = json.loads(line.removeprefix("data: "))
-            text += "".join(choice["delta"].get("content") or "" for choice in event["choices"])
+            choices = json.loads(line.removeprefix("data: "))["choices"]
+            text += "".join(c["delta"].get("content") or "" for c in choices if c["index"] == index)
         ended = ended or line == "data: [DONE]"
     return text, ended
 
 
-def whole(server):
-    return server.ask().json()["choices"][0]["message"]["content"]
+def whole(server, **body):
+    return server.ask(**body).json()["choices"][0]["message"]["content"]
 
 
 def take(lines, count):
@@ -175,31 +180,22 @@ def test_a_server_that_is_killed_in_the_middle_of_a_stream_leaves_a_whole_log_an
 
 
 def test_a_server_that_is_stopped_for_a_while_loses_and_makes_up_nothing(server):
-    """Its streams pause; neither they nor the engine are taken for stalled afterwards."""
+    """Its streams pause for longer than a step may take and a client may stall, and neither is taken for that afterwards."""
     server.until_idle()
-    reply, before = whole(server), len(server.records())
-    got = {}
-
-    def read(name):
-        with server.stream() as stream:
-            got[name] = list(stream.iter_lines())
-
-    with server.stream() as stream:
+    before = len(server.records()) if server.log.exists() else 0
+    reply = whole(server, max_tokens=400)
+    with server.stream(n=4, max_tokens=400) as stream:
         lines = stream.iter_lines()
-        first = take(lines, 4)
-        threads = [threading.Thread(target=read, args=(name,)) for name in range(3)]
-        for thread in threads:
-            thread.start()
+        got = take(lines, 8)  # all four have begun
         server.signal(signal.SIGSTOP)
-        time.sleep(2)
+        time.sleep(8)
         server.signal(signal.SIGCONT)
-        assert text_of([*first, *lines]) == (reply, True)
-    for thread in threads:
-        thread.join()
-    assert [text_of(got[name]) for name in range(3)] == [(reply, True)] * 3
-    server.until_recorded(before + 4 + (before == 0))
-    assert {record["outcome"] for record in server.records()[-4:]} == {"allowed"}
-    assert {record["delivered_tokens"] for record in server.records()[-4:]} == {150}
+        got += list(lines)
+    assert [text_of(got, index) for index in range(4)] == [(reply, True)] * 4
+    server.until_recorded(before + 5)
+    records = server.records()[-4:]
+    assert {record["outcome"] for record in records} == {"allowed"}
+    assert {record["delivered_tokens"] for record in records} == {400}
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from itertools import count
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from server.engines.base import EngineDead, EngineError, EngineRequest, SamplingParams, StepOutput
 from server.engines.detokenize import SettledText
+from server.engines.transformers.kv import _SlotLayer
 from tests.integration.test_transformers_engine import (
     GREEDY,
     PROMPTS,
@@ -204,3 +206,21 @@ async def test_a_step_that_never_ends_does_not_keep_the_engine_from_stopping(sta
     await asyncio.wait_for(engine.stop(), 30)
     assert not engine.is_alive
     gate.set()
+
+
+async def test_memory_that_runs_out_while_the_cache_is_allocated_fails_one_request(start_engine, monkeypatch):
+    """The cache comes with the first request."""
+    engine = await start_engine("llama")
+    allocate, calls = _SlotLayer.lazy_initialization, count()
+
+    def short_once(self, *states):
+        if next(calls) == 1:  # the second layer's, when the first one's is there
+            raise torch.OutOfMemoryError("tried to allocate")
+        allocate(self, *states)
+
+    monkeypatch.setattr(_SlotLayer, "lazy_initialization", short_once)
+    assert isinstance(await outcome(engine, "first", PROMPTS[2]), EngineError)
+    await everything_is_free(engine)
+    second = await run(engine, "second", PROMPTS[2])
+    assert token_ids(second) == token_ids(await run(engine, "third", PROMPTS[2]))
+    await engine.stop()
