@@ -98,9 +98,9 @@ def test_openais_own_helpers_raise_where_a_reply_was_blocked(serve):
     ask = {"model": live.model, "messages": [{"role": "user", "content": "hello"}]}
     with pytest.raises(openai.ContentFilterFinishReasonError):
         live.client.chat.completions.parse(**ask)
-    with live.client.chat.completions.stream(**ask) as stream:
-        with pytest.raises(openai.ContentFilterFinishReasonError):
-            stream.get_final_completion()
+    blocked = pytest.raises(openai.ContentFilterFinishReasonError)
+    with live.client.chat.completions.stream(**ask) as stream, blocked:
+        stream.get_final_completion()
 
 
 def test_a_whole_reply_that_is_blocked_is_a_refusal(serve, client):
