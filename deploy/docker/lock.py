@@ -24,8 +24,26 @@ def torch_version() -> str:
 
 def resolved() -> list[str]:
     """One entry for each package: `name==version` and its hashes."""
-    command = ["uv", "pip", "compile", "pyproject.toml", "--constraints", "deploy/constraints.txt", "--constraints", "-"]
-    options = ["--extra", "redis", "--python-version", "3.11.14", "--python-platform", "x86_64-manylinux_2_28"]
+    command = [
+        "uv",
+        "pip",
+        "compile",
+        "pyproject.toml",
+        "--constraints",
+        "deploy/constraints.txt",
+        "--constraints",
+        "-",
+    ]
+    options = [
+        "--extra",
+        "redis",
+        "--extra",
+        "otel",
+        "--python-version",
+        "3.11.14",
+        "--python-platform",
+        "x86_64-manylinux_2_28",
+    ]
     shape = ["--generate-hashes", "--no-annotate", "--no-header", "--quiet"]
     given = f"torch=={torch_version()}\n"
     out = subprocess.run(  # noqa: S603

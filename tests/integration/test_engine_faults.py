@@ -177,7 +177,7 @@ async def test_running_out_of_memory_fails_one_request_and_the_others_go_on(star
 
 
 async def test_a_step_that_hangs_fails_who_waits_and_when_it_ends_all_goes_on(start_engine, monkeypatch):
-    engine = await start_engine("llama", step_timeout_s=0.3)
+    engine = await start_engine("llama", step_timeout_s=2.0)
     alone = await run(engine, "alone", PROMPTS[2])
     gate = threading.Event()
     step = engine._stepper.step
@@ -198,7 +198,7 @@ async def test_a_step_that_hangs_fails_who_waits_and_when_it_ends_all_goes_on(st
 
 
 async def test_a_step_that_never_ends_does_not_keep_the_engine_from_stopping(start_engine, monkeypatch):
-    engine = await start_engine("llama", step_timeout_s=0.3)
+    engine = await start_engine("llama", step_timeout_s=2.0)
     monkeypatch.setattr("server.engines.transformers.engine._STOP_S", 0.1)
     gate = threading.Event()
     monkeypatch.setattr(engine._stepper, "step", lambda ready: gate.wait(60) and [])
