@@ -156,7 +156,7 @@ def kolmogorov_p(found: float, num_reference: float, num_recent: float) -> float
     if x < 0.3:  # noqa: PLR2004  there p is 1 to five digits, and the sum needs many terms
         return 1.0
     total = sum((-1) ** (k - 1) * math.exp(-2 * k * k * x * x) for k in range(1, 20))
-    return min(1.0, 2 * total)
+    return float(min(1.0, 2 * total))
 
 
 def _coarse(reference: Reference) -> tuple[float, ...]:

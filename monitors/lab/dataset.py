@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,14 +94,32 @@ def dataset_digest(examples: Iterable[Example]) -> str:
     return digest.hexdigest()
 
 
+def read_lines(path: Path) -> tuple[str, ...]:
+    """The lines of a text file. Raises DatasetError, and OSError if it can't be opened."""
+    with _as_text(path):
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+
+
 def _read_file(path: Path, columns: Columns) -> Iterator[Example]:
-    match path.suffix:
-        case ".jsonl":
-            yield from _read_json_lines(path, columns)
-        case ".csv":
-            yield from _read_csv(path, columns)
-        case _:
-            raise DatasetError(f"{path}: can't tell its format; give a .jsonl or a .csv file")
+    with _as_text(path):
+        match path.suffix:
+            case ".jsonl":
+                yield from _read_json_lines(path, columns)
+            case ".csv":
+                yield from _read_csv(path, columns)
+            case _:
+                raise DatasetError(f"{path}: can't tell its format; give a .jsonl or a .csv file")
+
+
+@contextmanager
+def _as_text(path: Path) -> Iterator[None]:
+    """Say which file can't be decoded; the errors of codecs and of csv don't, and quote it."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not UTF-8 text; save it as UTF-8") from error
+    except csv.Error as error:
+        raise DatasetError(f"{path}: not CSV: {error}; save it as CSV, or as .jsonl") from error
 
 
 def _read_json_lines(path: Path, columns: Columns) -> Iterator[Example]:
@@ -142,18 +161,31 @@ def _example(raw: Mapping[str, object], columns: Columns, where: str, name: str,
         raise DatasetError(
             f"{where}: needs 'messages' (a list of role and content) or a text in {columns.text!r}"
         )
+    messages, reply = _turns(line, where)
     group = raw.get(columns.group)
     identity = name if line.id is None else str(line.id)
     return Example(
         id=identity,
-        messages=tuple(Message(m.role, m.content) for m in line.messages),
-        text="" if line.messages else text,
-        reply=line.reply,
+        messages=messages,
+        text="" if messages else text,
+        reply=reply,
         label=_label(raw.get(columns.label), columns.positive),
         group=identity if group in (None, "") else str(group),
         dataset=line.dataset or dataset,
         tags={key: str(value) for key, value in line.tags.items()},
     )
+
+
+def _turns(line: _Line, where: str) -> tuple[tuple[Message, ...], str | None]:
+    """The prompt and the reply. An assistant's message at the end is the reply: the server would have written it."""
+    messages = tuple(Message(m.role, m.content) for m in line.messages)
+    if len(messages) < 2 or messages[-1].role != "assistant":  # noqa: PLR2004  there is something it replies to
+        return messages, line.reply
+    if line.reply is not None:
+        raise DatasetError(
+            f"{where}: 'messages' end with the assistant's, and there is a 'reply', too; give the last turn once"
+        )
+    return messages[:-1], messages[-1].content
 
 
 def _label(value: object, positive: tuple[str, ...]) -> int | None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from monitors.lab.dataset import Example
     from monitors.lab.sae.acceptance import AcceptanceFile
     from monitors.lab.subject import Subject
+    from monitors.sae.base import SparseAutoencoder
 
 SaeFolder = Annotated[
     Path,
@@ -86,7 +87,7 @@ def check(
         published = Published(sae.published_l0 if published_l0 is None else published_l0, published_ev)
         examples = read_plain(data, text_field)
         subject = load_subject(model, max_tokens=max_tokens)
-        check_layer(subject, sae.hook_point.layer)
+        check_fits(subject, sae)
         points = neighbours(sae.hook_point, len(subject.blocks.layers))
         with progress_bar("activations") as progress:
             acts = collect(subject, examples, points, cache, progress=progress)
@@ -146,14 +147,15 @@ def read_plain(
     paths: list[Path], text_field: str, label_field: str = "label", positive: list[str] | None = None
 ) -> "tuple[Example, ...]":
     """Texts: one per line of a .txt, or the examples of .jsonl and .csv files. Raises DatasetError."""
-    from monitors.lab.dataset import DatasetError, Example, read_dataset  # noqa: PLC0415
+    from monitors.lab.dataset import DatasetError, Example, read_dataset, read_lines  # noqa: PLC0415
 
     columns = options.columns(text_field, label_field, positive=positive)
     examples: list[Example] = []
     for path in paths:
         if path.suffix == ".txt":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            examples += [Example(f"{path.stem}:{i}", text=t) for i, t in enumerate(lines, 1) if t.strip()]
+            examples += [
+                Example(f"{path.stem}:{i}", text=t) for i, t in enumerate(read_lines(path), 1) if t.strip()
+            ]
         else:
             examples += read_dataset([path], columns)
     if not examples:
@@ -166,6 +168,16 @@ def check_layer(subject: "Subject", layer: int) -> None:
     if layer >= len(subject.blocks.layers):
         raise ValueError(
             f"the SAE reads block {layer}; {subject.name} has blocks 0 to {len(subject.blocks.layers) - 1}: "
+            "give the model that it was trained on, with --model"
+        )
+
+
+def check_fits(subject: "Subject", sae: "SparseAutoencoder") -> None:
+    """Raise ValueError for an SAE of another model, by its layer or width."""
+    check_layer(subject, sae.hook_point.layer)
+    if (width := sae.W_dec.shape[1]) != subject.blocks.d_model:
+        raise ValueError(
+            f"the SAE is for d_model {width}; {subject.name} has {subject.blocks.d_model}: "
             "give the model that it was trained on, with --model"
         )
 

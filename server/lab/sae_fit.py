@@ -7,7 +7,7 @@ import typer
 
 from server.lab import options
 from server.lab.run import progress_bar, told
-from server.lab.sae import Format, PlainText, SaeFolder, check_layer, read_plain
+from server.lab.sae import Format, PlainText, SaeFolder, check_fits, check_layer, read_plain
 
 
 def fit(
@@ -129,7 +129,7 @@ def features(
         sae, sha256 = open_sae(folder, sae_format)
         examples = read_plain(data, text_field, label_field, positive)
         subject = load_subject(model, max_tokens=max_tokens)
-        check_layer(subject, sae.hook_point.layer)
+        check_fits(subject, sae)
         if subject.token_texts is None:
             raise ValueError(f"{subject.name}: its tokens can't be shown as text; give --top 0")
         with progress_bar("activations") as progress:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -205,8 +205,14 @@ class _State:
         unfinished.rename(path)
 
     def resume(self, path: Path, key: str) -> None:
-        """Take a checkpoint over. Raises SaeError if it is another training's."""
-        with safe_open(path, framework="pt") as file:
+        """Take a checkpoint over. Raises SaeError if it is another training's, or none at all."""
+        try:
+            opened = safe_open(path, framework="pt")
+        except SafetensorError as error:
+            raise SaeError(
+                f"{path}: not a checkpoint ({error}); delete it, and training starts anew"
+            ) from error
+        with opened as file:
             if (file.metadata() or {}).get("key") != key:
                 raise SaeError(
                     f"{path}: a training with other settings or data; delete it, or give another --out"
