@@ -193,7 +193,7 @@ def test_the_guard_blocks_it_as_it_blocks_any_other(start, stream):
         choice = live.chat(**asked).choices[0]
         assert (choice.finish_reason, choice.message.content) == ("content_filter", None)
         assert choice.message.refusal == "Withheld."
-    assert live.metric("interlock_leak_prevented_total") == 0
+    assert live.metric("interlock_leaks_prevented_total") == 0
     live.wait_until_free()
 
 
