@@ -9,7 +9,7 @@ TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo --retries 1
 export OMP_NUM_THREADS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-clients serve test test-clients check format policies test-gpu bench demo clean
+.PHONY: help setup setup-clients serve test test-clients check format policies test-gpu bench demo lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -67,6 +67,9 @@ bench: setup ## Measure (prints figures with their conditions)
 
 demo: setup ## Write the corpus, train the demo model and fit its monitors anew (about an hour on two cores)
 	$(MAKE) -C deploy/demo BIN=$(abspath $(BIN))
+
+lock: ## Write the locked requirements of the images anew (needs uv), after a change of dependencies
+	$(PYTHON) deploy/docker/lock.py
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) $(CLIENTS) tests/clients/drivers/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,8 +1,9 @@
-"""Writes rules/interlock.yml. `python -m deploy.prometheus.generate`"""
+"""Writes rules/interlock.yml, and the same as a PrometheusRule for Kubernetes. `python -m deploy.prometheus.generate`"""
 
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
+from textwrap import indent
 from typing import Any, Final
 
 from ruamel.yaml import YAML
@@ -10,6 +11,7 @@ from ruamel.yaml import YAML
 from deploy.prometheus.alerts import ALERTS, Alert
 
 OUT: Final = Path(__file__).parent / "rules" / "interlock.yml"
+OUT_KUBERNETES: Final = Path(__file__).parents[1] / "kubernetes/overlays/monitoring/prometheusrule.yaml"
 BASE: Final = "https://interlock.example"  # where your Grafana and your copy of docs/ are: `sed` it to yours
 WINDOWS: Final = ("5m", "30m", "1h", "2h", "6h", "1d", "3d")
 _HEAD = "# Made by `python -m deploy.prometheus.generate`; change deploy/prometheus/alerts.py instead.\n"
@@ -26,6 +28,12 @@ def text() -> str:
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.dump({"groups": groups}, out)
     return _HEAD + out.getvalue()
+
+
+def kubernetes_text() -> str:
+    """For Prometheus' operator."""
+    head = "apiVersion: monitoring.coreos.com/v1\nkind: PrometheusRule\nmetadata:\n  name: interlock\nspec:\n"
+    return _HEAD + head + indent(text().removeprefix(_HEAD), "  ")
 
 
 def _recorded() -> Iterator[dict[str, str]]:
@@ -64,3 +72,4 @@ def _alert(alert: Alert) -> dict[str, Any]:
 
 if __name__ == "__main__":
     OUT.write_text(text())
+    OUT_KUBERNETES.write_text(kubernetes_text())

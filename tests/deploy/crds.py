@@ -42,6 +42,7 @@ class Selector(Part):
 
 
 class PodMonitorSpec(Part):
+    jobLabel: Text  # noqa: N815
     selector: Selector
     podMetricsEndpoints: Annotated[list[PodMetricsEndpoint], Field(min_length=1)]  # noqa: N815
 
@@ -51,6 +52,22 @@ class PodMonitor(Part):
     kind: Literal["PodMonitor"]
     metadata: Metadata
     spec: PodMonitorSpec
+
+
+class RuleGroup(Part):
+    name: Text
+    rules: list[dict[str, Any]]  # promtool judges these
+
+
+class PrometheusRuleSpec(Part):
+    groups: Annotated[list[RuleGroup], Field(min_length=1)]
+
+
+class PrometheusRule(Part):
+    apiVersion: Literal["monitoring.coreos.com/v1"]  # noqa: N815
+    kind: Literal["PrometheusRule"]
+    metadata: Metadata
+    spec: PrometheusRuleSpec
 
 
 class Target(Part):
@@ -93,4 +110,8 @@ class ScaledObject(Part):
     spec: ScaledObjectSpec
 
 
-CRDS: dict[str, type[PodMonitor | ScaledObject]] = {"PodMonitor": PodMonitor, "ScaledObject": ScaledObject}
+CRDS: dict[str, type[BaseModel]] = {
+    "PodMonitor": PodMonitor,
+    "PrometheusRule": PrometheusRule,
+    "ScaledObject": ScaledObject,
+}

@@ -121,7 +121,8 @@ def test_what_is_installed_is_what_was_tested():
     """`make lock` was run after the last change to a dependency."""
     locked = pins(DOCKER / "requirements.txt") | pins(DOCKER / "torch-cpu.txt")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = project["dependencies"] + project["optional-dependencies"]["redis"]
+    extras = project["optional-dependencies"]
+    needed = project["dependencies"] + extras["redis"] + extras["otel"]
     names = {re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", need)[0]).lower() for need in needed}
     assert names <= set(locked), "run `make lock`"
     tested = pins(DEPLOY / "constraints.txt")

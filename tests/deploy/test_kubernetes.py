@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from deploy.prometheus import generate
 from guard.durations import seconds
 from guard.policy import load_policy
 from guard.policy_test import run_tests
@@ -215,6 +216,17 @@ def test_selectors_select_the_pods(rendered, name):
     monitor = documents(KUBERNETES / "overlays" / "monitoring" / "podmonitor.yaml")[0]["spec"]
     assert monitor["selector"]["matchLabels"] == labels
     assert monitor["podMetricsEndpoints"][0]["port"] == "admin"
+
+
+def test_the_rules_are_those_of_prometheus(rendered):
+    assert generate.OUT_KUBERNETES.read_text() == generate.kubernetes_text()
+    assert the(rendered("monitoring"), "PrometheusRule")["spec"] == documents(generate.OUT)[0]
+
+
+def test_scraped_pods_have_the_same_job_as_in_compose():
+    spec = documents(KUBERNETES / "overlays" / "monitoring" / "podmonitor.yaml")[0]["spec"]
+    jobs = documents(DEPLOY / "prometheus" / "prometheus.yml")[0]["scrape_configs"]
+    assert spec["selector"]["matchLabels"][spec["jobLabel"]] in {job["job_name"] for job in jobs}
 
 
 @pytest.mark.parametrize("name", ["hpa", "keda"])
