@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from guard.errors import DeciderError
 from guard.policy import policy_from_text
+from guard.replay import replay
 from guard.types import Emit, Hold, Phase, Say, Severity, Steer, StepScores, Stop, StopReason, Subject
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -483,3 +484,39 @@ def test_how_a_prompt_is_cut_into_chunks_changes_nothing(tokens, cuts, response)
             decisions.append(respond(d, a=a, b=b))
         outcomes.append((d.outcome, decisions))
     assert outcomes[0] == outcomes[1]
+
+
+# --- scores that were lost
+
+
+def test_why_a_score_was_lost_is_told_and_the_rest_is_as_with_any_bad_score():
+    d = started("max(response.a) > 0.5 -> block: {}", "max(response.b) > 0.5 -> log: {}")
+    step = StepScores(Phase.RESPONSE, 0, 1, {"a": [NAN], "b": [0.1]}, lost={"a": "timeout"})
+    decision = d.decide(step)
+    assert decision.effects == UNAVAILABLE
+    assert [(f.rule, f.monitor, f.reason) for f in decision.failures] == [("r0", "a", "timeout")]
+
+
+def test_a_reason_is_no_failure_where_there_is_a_score():
+    d = started("max(response.a) > 0.5 -> block: {}")
+    assert d.decide(StepScores(Phase.RESPONSE, 0, 1, {"a": [0.1]}, lost={"a": "error"})).failures == ()
+
+
+def test_it_fails_without_a_monitor_only_where_an_enforced_rule_that_fails_closed_reads_it():
+    d = decider(
+        "max(prompt.a) > 0.5 -> log: {}",
+        "max(prompt.b) > 0.5 -> log: {} -> on_error: open",
+        "max(prompt.c) > 0.5 -> log: {} -> mode: shadow",
+        "max(prompt.d) > 0.5 -> log: {} -> mode: off",
+    )
+    assert [name for name in "abcde" if d.fails_without([name])] == ["a"]
+    assert d.fails_without(["b", "a"])
+    assert not d.fails_without([])
+
+
+def test_a_replay_tells_the_reason_that_was_recorded():
+    p = policy("max(response.a) > 0.5 -> block: {}")
+    outcome = replay(
+        p, Subject(), {"a": [0.1]}, {"a": [0.1, NAN]}, NOW, lost={Phase.RESPONSE: {"a": "timeout"}}
+    )
+    assert (outcome.unavailable, [f.reason for f in outcome.failures]) == (True, ["timeout"])
