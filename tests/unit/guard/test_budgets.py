@@ -96,6 +96,16 @@ def test_too_few_benign_requests_are_refused_with_the_number_needed():
     assert "at least 2,995" in problem.message
 
 
+def test_a_budget_that_rests_on_other_requests_than_the_monitors_others_is_judged_by_those():
+    found = Budget(RESPONSE, 0.01, 0.7, certified=True, num_benign=120)
+    monitors = {"harm": MonitorInfo("harm", 0.0, 1.0, (found,), num_benign=5_000)}
+    problem = told("exceeds(response.harm, fpr=0.01)", monitors)
+    assert problem.code == "uncertified"
+    assert "120 benign requests in the response" in problem.message
+    enough = Budget(RESPONSE, 0.01, 0.7, certified=True, num_benign=299)
+    assert is_calibrated(MonitorInfo("harm", 0.0, 1.0, (enough,), num_benign=10), RESPONSE)
+
+
 def test_a_card_that_does_not_certify_a_budget_is_believed():
     problem = told("exceeds(prompt.harm, fpr=0.0001)", harm((PROMPT, 0.0001, 0.9), num_benign=50_000))
     assert problem.code == "uncertified"
