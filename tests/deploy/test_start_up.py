@@ -1,6 +1,7 @@
 """The image from start to end, as the Deployment runs it, but without Docker: see container.py."""
 
 import os
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ class Running:
     container: Container
     folder: Path
     keys: dict[str, str]  # by scope
+    manager: socket.socket  # as systemd's
 
     def ask(self, url: str, scope: str, **body: Any) -> httpx.Response:
         method = "POST" if body else "GET"
@@ -86,9 +88,14 @@ def running(tmp_path_factory):
         for mount in pod()["volumeMounts"]
     }
     environment = {item["name"]: item["value"] for item in pod()["env"] if "value" in item}
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(str(folder / "tmp" / "notify"))
+    manager.settimeout(60)
+    (folder / "tmp" / "notify").chmod(0o777)
+    environment |= {"NOTIFY_SOCKET": "/tmp/notify"}  # noqa: S108
     environment |= {"OMP_NUM_THREADS": "1", "INTERLOCK__DRAIN_DELAY_S": "0"}  # no balancer has to notice
-    with started(folder, folder / "image", mounts, environment) as container:
-        live = Running(container, folder, keys)
+    with manager, started(folder, folder / "image", mounts, environment) as container:
+        live = Running(container, folder, keys, manager)
         until(lambda: live.answers(f"{ADMIN}/readyz") or not Path(f"/proc/{container.pid}").exists(), 300)
         assert live.answers(f"{ADMIN}/readyz"), container.said
         yield live
@@ -181,7 +188,9 @@ def test_it_drains_on_the_deployment_s_pre_stop_and_ends_on_sigterm(running):
     assert (drained.returncode, drained.stderr) == (0, ""), drained.stderr
     assert not running.answers(f"{ADMIN}/readyz")
     assert running.chat().json()["error"]["code"] == "draining"
+    assert running.manager.recv(100) == b"READY=1"
     assert running.container.stop() == 0, running.container.said
+    assert running.manager.recv(100) == b"STOPPING=1"
     log = running.folder / "state" / "decisions.jsonl"
     assert {orjson.loads(line)["tenant"] for line in log.read_bytes().splitlines()} == {"of-infer"}
     run(Path(sys.executable).parent / "interlock", "audit", "verify", log)
