@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from monitors.aggregate import AggregatorSpec
+from monitors.lab.activations import ROWS, shard_path
 from monitors.lab.pooling import Pooled
 from monitors.lab.recipes import Recipe, fit
 from monitors.lab.scoring import Scorer
@@ -22,13 +23,13 @@ def drifting(folder, seed=0):
     """Conversations about many things (a large shift of their own, in all of their rows); those with label 1 then move."""
     acts = made(folder, nothing, seed=seed, num_tokens=(6, 12))
     rng = np.random.default_rng(seed)
-    path = folder / "00000.safetensors"
+    path = shard_path(folder, PLANTED, 0)
     rows = load_file(path)
     start = 0
     for tokens, label in zip(acts.tokens, acts.labels, strict=True):
         stop = start + len(tokens.ids)
-        rows[str(PLANTED)][start:stop] += torch.tensor(20 * rng.normal(size=D), dtype=torch.float32)
-        rows[str(PLANTED)][start + REFERENCE + 1 : stop] += torch.tensor(4.0 * label * direction()).float()
+        rows[ROWS][start:stop] += torch.tensor(20 * rng.normal(size=D), dtype=torch.float32)
+        rows[ROWS][start + REFERENCE + 1 : stop] += torch.tensor(4.0 * label * direction()).float()
         start = stop
     save_file(rows, path)
     return replace(acts, tokens=tuple(replace(tokens, reference=REFERENCE) for tokens in acts.tokens))
