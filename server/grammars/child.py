@@ -1,7 +1,7 @@
 """A process in which grammars are tried: what is made to exhaust a machine exhausts this process, which is killed and begun anew.
 
-It is run by its path and imports nothing of the server, so it starts in no time. Lines of JSON come in and go out: first
-the tokenizer, then a grammar's source for each answer, which is the error, or empty.
+It is run by its path and imports nothing of the server, so it starts in no time. Lines of JSON come in, and each is answered: first
+the tokenizer, then sources of grammars. An answer is what is wrong, or empty.
 """
 
 import json
@@ -71,8 +71,13 @@ def main() -> None:
     vocabulary = tokenizer(json.loads(sys.stdin.readline()))
     threading.stack_size(_STACK_BYTES)
     _limit_memory()
+    _tell("")
     for line in sys.stdin:
-        print(json.dumps(_answer(vocabulary, json.loads(line))), flush=True)  # noqa: T201  # it is the answer
+        _tell(_answer(vocabulary, json.loads(line)))
+
+
+def _tell(answer: str) -> None:
+    print(json.dumps(answer), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

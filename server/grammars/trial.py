@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from threading import Timer
 from typing import Any
 
@@ -24,19 +25,18 @@ class Trial:
         self._process: subprocess.Popen[str] | None = None
 
     def error(self, source: str) -> str:
-        """What llguidance says is wrong with a grammar; "" if nothing is. Raises TrialEndedError."""
-        process = self._process = self._process or self._begun()
+        """What llguidance says is wrong with a grammar; "" if nothing is. Raises TrialEndedError, and OSError where none can begin."""
+        process = self._running()
         timer = Timer(_WALL_S, process.kill)
         timer.start()
         try:
-            answer = self._asked(process, source)
+            answer = self._answer(process, source)
         finally:
             timer.cancel()
-        if not answer:
+        if answer is None:
             self.close()
             raise TrialEndedError
-        told: str = json.loads(answer)
-        return told
+        return answer
 
     def end(self) -> None:
         """End the process, and with it a trial that runs. Any thread may."""
@@ -50,8 +50,19 @@ class Trial:
             process.kill()
             process.communicate()
 
-    def _begun(self) -> subprocess.Popen[str]:
-        process = subprocess.Popen(  # noqa: S603  # our own file; isolated, and without the server's environment
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is not None and self._process.poll() is not None:
+            self.close()  # something else has ended it
+        if self._process is None:
+            self._process = self._started()
+            if self._answer(self._process, self._tokenizer) is None:
+                self.close()
+                raise OSError("the process that tries schemas does not start")
+        return self._process
+
+    @staticmethod
+    def _started() -> subprocess.Popen[str]:
+        return subprocess.Popen(  # noqa: S603  # our own file; isolated, and without the server's environment
             [sys.executable, "-I", child.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -60,19 +71,15 @@ class Trial:
             env={},
             start_new_session=True,  # an interrupt at the terminal is the server's to handle
         )
-        self._write(process, self._tokenizer)
-        return process
-
-    def _asked(self, process: subprocess.Popen[str], source: str) -> str:
-        self._write(process, source)
-        assert process.stdout is not None  # noqa: S101  # it is a pipe
-        return process.stdout.readline()
 
     @staticmethod
-    def _write(process: subprocess.Popen[str], what: object) -> None:
+    def _answer(process: subprocess.Popen[str], line: object) -> str | None:
+        """To one line. None where the process has ended instead."""
         assert process.stdin is not None  # noqa: S101  # it is a pipe
-        try:
-            process.stdin.write(json.dumps(what) + "\n")
+        assert process.stdout is not None  # noqa: S101  # and so is this
+        with suppress(OSError):  # what is read tells
+            process.stdin.write(json.dumps(line) + "\n")
             process.stdin.flush()
-        except OSError:
-            pass  # it has ended; so will what is read
+        read = process.stdout.readline()
+        told: str | None = json.loads(read) if read else None
+        return told

@@ -8,6 +8,7 @@ from server.engines.base import EngineBusy, EngineError, RequestRefused
 from server.grammars import compiler as compiling
 from server.grammars.compiler import GrammarCompiler
 from server.grammars.source import MAX_BYTES, Form, SourceError
+from server.grammars.trial import Trial
 from tests.json_tokenizer import json_tokenizer
 from tests.tiny_models import VOCAB_SIZE
 from tests.tiny_tokenizer import tiny_tokenizer
@@ -143,6 +144,19 @@ async def test_a_schema_that_could_not_be_tried_is_tried_again(compiler, monkeyp
         with pytest.raises(EngineError, match="ZeroDivisionError"):
             await compiler.compile(PLAIN)
     assert await compiler.compile(PLAIN)
+
+
+async def test_a_process_that_something_else_has_ended_is_begun_anew(compiler):
+    assert await compiler.compile(PLAIN)
+    compiler._trial._process.kill()
+    compiler._trial._process.wait()
+    assert await compiler.compile(Form(answer={"enum": ["b"]}).source())
+
+
+def test_a_process_that_does_not_start_says_nothing_about_the_schema():
+    trial = Trial({"tokenizer": "{}", "num_ids": 1, "eos_token_ids": [0]})
+    with pytest.raises(OSError, match="does not start"):
+        trial.error(PLAIN)
 
 
 async def test_closing_ends_a_trial_that_runs():
