@@ -12,7 +12,7 @@ from server.api.reply import ChunkRenderer, Reply
 from server.api.routing import Router
 from server.api.running import Result
 from server.api.schema import CompletionRequest
-from server.engines.base import StepOutput, Token, TokenLogprob
+from server.engines.base import FinishReason, StepOutput, Token, TokenLogprob
 from server.pipeline import Closed, Delta, Event, Opened, Said
 from server.service import Service
 
@@ -71,7 +71,8 @@ class CompletionRenderer(ChunkRenderer):
                 if not refusal:
                     yield self._of_choice(index, text, None)
             case Closed():
-                yield self._of_choice(index, "", None, finish=result.finish_reason)
+                ended = self._end_logprobs(result, self._offsets[index])
+                yield self._of_choice(index, "", ended, finish=result.finish_reason)
 
     def _of_choice(self, index: int, text: str, logprobs: Body | None, *, finish: str | None = None) -> Body:
         self._offsets[index] += len(text)
@@ -92,6 +93,7 @@ class CompletionRenderer(ChunkRenderer):
         else:
             logprobs = _joined(logprobs, self._token_logprobs(result.tokens, len(text)))
             text += result.text
+            logprobs = _joined(logprobs, self._end_logprobs(result, len(text)))
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": result.finish_reason}
 
     def _prompt_text(self, index: int) -> str:
@@ -118,6 +120,18 @@ class CompletionRenderer(ChunkRenderer):
             entries.append((token.logprob.text if token.logprob else token.text, offset, judged))
             offset += len(token.text)
         return _legacy(entries)
+
+    def _end_logprobs(self, result: Result, offset: int) -> Body | None:
+        """The place of an end-of-sequence token among those of an echoed prompt.
+
+        It is never shown, but clients that score a prompt (lm-evaluation-harness) drop the last entry as the generated
+        token's, and without this one would drop the prompt's.
+        """
+        closed = result.closed
+        if not (self._echo and self._logprobs and closed is not None and closed.stop is None):
+            return None
+        ended_by_token = closed.finish is FinishReason.STOP and not closed.by_stop_string
+        return _legacy([("", offset, None)]) if ended_by_token else None
 
 
 _Entry = tuple[str, int, tuple[TokenLogprob, tuple[TokenLogprob, ...]] | None]

@@ -113,3 +113,28 @@ def test_loglikelihoods_are_read_as_lm_eval_reads_them(live, tiny):
         for at in range(1, len(ids)):
             is_greedy = own[at] == max(top[at].values())
             assert is_greedy == (plain[at - 1].argmax().item() == ids[at])
+
+
+def test_an_end_of_sequence_token_keeps_its_place_behind_an_echoed_prompt(serve):
+    """lm-eval drops the last entry as the generated token's: it must not be the prompt's."""
+    model = TINY["llama"]()
+    with torch.no_grad():
+        model.lm_head.weight[model.config.eos_token_id] *= 4
+    tiny = prepare(model, tiny_tokenizer(), model_id="tiny")
+    engine = TransformersEngine(tiny, monitors_for(tiny), EngineSettings(max_batch=4))
+    live = serve(
+        ALLOW_ONLY.replace("harm", "cosine"), engine=engine, tokenizer=ModelTokenizer(tiny.tokenizer)
+    )
+    prompts = [[token_id, 20 + token_id] for token_id in range(10, 26)]
+    ask = {"model": "tiny", "prompt": prompts, "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True}
+    whole = live.client.completions.create(**ask).choices
+    assert {choice.finish_reason for choice in whole} == {"stop", "length"}
+    streamed = [[] for _ in prompts]
+    for chunk in live.client.completions.create(**ask, stream=True):
+        (choice,) = chunk.choices
+        streamed[choice.index] += choice.logprobs.token_logprobs if choice.logprobs else []
+    for choice in whole:
+        logprobs = choice.logprobs
+        assert len(logprobs.tokens) == len(logprobs.top_logprobs) == len(logprobs.text_offset) == 3
+        assert (logprobs.token_logprobs[-1] is None) == (choice.finish_reason == "stop")
+        assert streamed[choice.index] == pytest.approx(logprobs.token_logprobs)
