@@ -26,15 +26,18 @@ def health(
     import httpx  # noqa: PLC0415
 
     try:
-        with open_client("api", url=url) as client:
-            if client.get("/health").is_success:
-                typer.echo("well")
-                return
-            _not_well(_why(client.get("/readyz")))
-    except httpx.TransportError as error:
-        _not_well(f"can't reach {client.base_url}: {error}")
+        client = open_client("api", url=url)
     except (ValueError, OSError) as error:
         _not_well(str(error), code=2)
+    with client:
+        try:
+            well = client.get("/health").is_success
+            why = "" if well else _why(client.get("/readyz"))
+        except httpx.TransportError as error:
+            _not_well(f"can't reach {client.base_url}: {error}")
+    if not well:
+        _not_well(why)
+    typer.echo("well")
 
 
 def _why(ready: "httpx.Response") -> str:
