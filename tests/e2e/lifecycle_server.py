@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ import httpx
 import openai
 
 from server import serve
+from server.auditing.writer import AuditLog
 from server.config import ServerConfig
 from server.engines.scripted import Script, ScriptedEngine
 from server.keys.store import KeyStore
@@ -55,8 +57,10 @@ class _Engine(ScriptedEngine):
             await asyncio.sleep(0.01)
 
 
-def main(settings: Mapping[str, Any], folder: Path, control: Connection, step_end_s: float) -> None:
-    """Serve until a signal. `control` tells the ports, then takes orders."""
+def main(
+    settings: Mapping[str, Any], folder: Path, control: Connection, step_end_s: float, disk_s: float
+) -> None:
+    """Serve until a signal. `control` tells the ports, then takes orders. `disk_s`: seconds that each record takes to write."""
     sys.stderr = (folder / "stderr").open("w", buffering=1)
     os.dup2(sys.stderr.fileno(), 2)
     serve.set_up_logging()
@@ -79,11 +83,18 @@ def main(settings: Mapping[str, Any], folder: Path, control: Connection, step_en
                     case "hang":
                         engine.never_stops = True
 
+    def slowly(file: int, data: bytes) -> int:
+        time.sleep(disk_s)
+        return os.write(file, data)
+
     def loaded() -> Any:
         load.wait()
         keys = KeyStore(config.keys, lambda: datetime.now(UTC)) if config.keys else None
         shown = config.model_dump(mode="json")
-        service = make_service(engine, POLICY % 1, folder / "audit.jsonl", keys=keys, settings=shown)
+        audit = AuditLog(folder / "audit.jsonl", write=slowly)
+        service = make_service(
+            engine, POLICY % 1, folder / "audit.jsonl", keys=keys, settings=shown, audit=audit
+        )
         policies = PolicyStore(
             Sources(folder / "audit.yaml", None, lambda: service.policies.in_force.monitors)
         )
@@ -147,10 +158,16 @@ class Served:
 
 @contextlib.contextmanager
 def served(
-    folder: Path, *, key: str = "none", loaded: bool = True, step_end_s: float = 0.5, **settings: Any
+    folder: Path,
+    *,
+    key: str = "none",
+    loaded: bool = True,
+    step_end_s: float = 0.5,
+    disk_s: float = 0.0,
+    **settings: Any,
 ) -> Iterator[Served]:
     ours, its = _PROCESSES.Pipe()
-    process = _PROCESSES.Process(target=main, args=(settings, folder, its, step_end_s))
+    process = _PROCESSES.Process(target=main, args=(settings, folder, its, step_end_s, disk_s))
     process.start()
     its.close()
     try:
