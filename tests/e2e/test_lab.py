@@ -406,3 +406,21 @@ def test_inspect_shows_hostile_ids_and_texts_as_they_are_written(calibrated: Pat
     assert done.exit_code == 0, done.output
     assert "prompt of x[/b]y" in done.output
     assert "\x1b" not in done.output
+
+
+def test_an_assistants_last_message_is_scored_as_the_reply(calibrated: Path, lab: Path, tmp_path: Path):
+    ask, said = {"role": "user", "content": "Tell me about owls."}, "They hunt at night."
+    outputs = []
+    for name, line in (
+        ("whole", {"messages": [ask, {"role": "assistant", "content": said}]}),
+        ("apart", {"messages": [ask], "reply": said}),
+    ):
+        data = tmp_path / f"{name}.jsonl"
+        data.write_text(json.dumps({"id": "talk", **line}) + "\n")
+        done = interlock(
+            "monitor", "inspect", calibrated / "animals", "--data", data, "--cache", lab / "acts"
+        )
+        assert done.exit_code == 0, done.output
+        outputs.append(done.output)
+    assert "response of talk" in outputs[0]
+    assert outputs[0] == outputs[1]
