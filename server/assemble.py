@@ -19,7 +19,6 @@ from monitors.selfcheck import check_hooks
 from server.auditing.content import ContentRules, read_key
 from server.auditing.files import Rotation
 from server.auditing.writer import AuditLog, LogSettings
-from server.breaker import BreakerState
 from server.canary import CanaryWatch
 from server.config import ServerConfig
 from server.drift import DriftCollector, DriftWatch
@@ -35,6 +34,7 @@ from server.limits.types import LimitStore
 from server.memory import KvPlan, Wanted, budget, choose, kv_bytes_per_token
 from server.metrics import Metrics
 from server.monitor_breakers import BreakerSettings, MonitorBreakers
+from server.monitor_probe import works
 from server.policy_store import PolicyStore, Sources
 from server.readiness import Heartbeat
 from server.scheduling.line import Line
@@ -107,7 +107,7 @@ def assemble(config: ServerConfig) -> Service:
     canary = CanaryWatch(
         engine,
         on_failure=config.canary,
-        on_checked=lambda name, passed: metrics.canary_ok.labels(name).set(passed),
+        on_checked=metrics.monitors.checked,
     )
     canary.expect(monitors)
     service = Service(
@@ -132,7 +132,7 @@ def assemble(config: ServerConfig) -> Service:
         keys=keys,
         line=line,
         kv_plan=plan,
-        breakers=monitor_breakers(metrics, breaker_settings(config)),
+        breakers=monitor_breakers(metrics, engine, policies, breaker_settings(config)),
         stream_stalled_s=config.stream_stalled_s,
         request_timeout_s=config.request_timeout_s,
         max_body_bytes=config.max_body_bytes,
@@ -204,11 +204,13 @@ def second_opinions(targets: Sequence[Target], metrics: Metrics) -> SecondOpinio
     return opinions
 
 
-def monitor_breakers(metrics: Metrics, settings: BreakerSettings | None = None) -> MonitorBreakers:
-    def show(monitor: str, state: BreakerState) -> None:
-        metrics.monitor_breaker.labels(monitor).set(state)
+def monitor_breakers(
+    metrics: Metrics, engine: Engine, policies: PolicyStore, settings: BreakerSettings | None = None
+) -> MonitorBreakers:
+    async def probe(monitor: str) -> bool:
+        return await works(monitor, engine, policies.in_force, time.monotonic)
 
-    return MonitorBreakers(settings, on_change=show)
+    return MonitorBreakers(settings, probe=probe, on_change=metrics.monitors.breaker_is)
 
 
 def breaker_settings(config: ServerConfig) -> BreakerSettings:

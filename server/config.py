@@ -144,7 +144,7 @@ class ServerConfig(BaseSettings):
         10  # responses in which a monitor failed, and it is left alone
     )
     monitor_breaker_window_s: Annotated[float, Field(gt=0)] = 60.0  # within which they count
-    monitor_breaker_recovery_s: Annotated[float, Field(gt=0)] = 30.0  # then one request tries it again
+    monitor_breaker_recovery_s: Annotated[float, Field(gt=0)] = 30.0  # then it is tried again
     stream_stalled_s: Annotated[float, Field(gt=0)] = (
         30.0  # a client that takes nothing for so long is given up
     )

@@ -17,6 +17,7 @@ from monitors.stopwatch import PassTimes
 from server.auditing.metrics import AuditMetrics
 from server.keys.metrics import KeyMetrics
 from server.load_metrics import LoadMetrics
+from server.monitor_metrics import MonitorMetrics
 from server.readiness import ReadinessMetrics
 from server.tls import TlsMetrics
 
@@ -119,11 +120,7 @@ class Metrics:
         self.monitor_skipped = counter(
             "monitor_skipped_total", "Choices in which a monitor could not be judged.", "monitor", "reason"
         )
-        self.monitor_breaker = gauge(
-            "monitor_breaker_state",
-            "0: closed, the monitor is listened to; 1: half open, one request tries; 2: open, it is left alone.",
-            "monitor",
-        )
+        self.monitors = MonitorMetrics(self.registry)
         self.rule_matches = counter(
             "rule_matches_total", "Rules that matched, once per choice.", "rule", "action", "mode"
         )
@@ -199,11 +196,6 @@ class Metrics:
             "policy_last_reload_successful", "1 if the policy on disk is the one in force."
         )
         self.audit = AuditMetrics(self.registry)
-        self.canary_ok = gauge(
-            "monitor_canary_ok",
-            "1 if the monitor gives its canaries the scores it was calibrated with, on this engine.",
-            "monitor",
-        )
         self.load = LoadMetrics(self.registry, model)
         self.keys = KeyMetrics(self.registry)
         self.tls = TlsMetrics(self.registry)
@@ -275,6 +267,6 @@ class Metrics:
                 self.rule_overrides.labels(rule.id, gate).set(1)
         for name in sorted({name for _, name in policy.monitors}):
             self.monitor_tokens.labels(name)
-            self.monitor_breaker.labels(name)
+            self.monitors.expect(name)
             for reason in ("missing", "nan", "error", "timeout", "shed"):
                 self.monitor_skipped.labels(name, reason)

@@ -149,7 +149,7 @@ def make_service(
     engine.watch_passes(metrics.passed)
     line = service_options.setdefault("line", Line())
     metrics.load.watch(engine.load, line)
-    service_options["breakers"] = monitor_breakers(metrics, service_options.get("breakers"))
+    service_options["breakers"] = monitor_breakers(metrics, engine, policies, service_options.get("breakers"))
     if "audit" not in service_options:
         service_options["audit"] = open_audit(audit_path, metrics)
     return Service(
