@@ -33,7 +33,8 @@ def rendered(tmp_path_factory):
     kubectl = tool("kubectl", "https://kubernetes.io/docs/tasks/tools/")
     copy = tmp_path_factory.mktemp("deploy")
     shutil.copytree(KUBERNETES, copy / "kubernetes")
-    shutil.copytree(DEPLOY / "policies", copy / "policies")
+    for beside in ("policies", "grafana"):
+        shutil.copytree(DEPLOY / beside, copy / beside)
     done: dict[str, str] = {}
 
     def render(name: str) -> str:
@@ -43,7 +44,7 @@ def rendered(tmp_path_factory):
             if component:
                 mine = copy / "kubernetes" / "overlays" / f"with-{component}"
                 mine.mkdir()
-                text = f"resources: [../{overlay}]\ncomponents: [../../components/{component}]\nnamespace: interlock\n"
+                text = f"resources: [../{overlay}]\ncomponents: [../../components/{component}]\n"
                 (mine / "kustomization.yaml").write_text(text)
                 folder = mine
             done[name] = run(kubectl, "kustomize", folder)
@@ -86,6 +87,13 @@ def test_every_object_is_valid(rendered, name, tmp_path):
             YAML(typ="safe", pure=True).dump_all(built_in, out)
         for version in ("1.31", "1.37"):
             run(validate, "--strict", "--quiet", "--kubernetes-version", version, tmp_path / "objects.yaml")
+
+
+@each_rendered
+def test_everything_is_in_one_namespace(rendered, name):
+    for found in documents(rendered(name)):
+        where = found["metadata"]["name" if found["kind"] == "Namespace" else "namespace"]
+        assert where == "interlock", found["kind"]
 
 
 @each_serving
@@ -221,6 +229,12 @@ def test_selectors_select_the_pods(rendered, name):
 def test_the_rules_are_those_of_prometheus(rendered):
     assert generate.OUT_KUBERNETES.read_text() == generate.kubernetes_text()
     assert the(rendered("monitoring"), "PrometheusRule")["spec"] == documents(generate.OUT)[0]
+
+
+def test_every_dashboard_is_given_to_grafana(rendered):
+    given = the(rendered("monitoring"), "ConfigMap")
+    assert given["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert set(given["data"]) == {path.name for path in (DEPLOY / "grafana" / "dashboards").glob("*.json")}
 
 
 def test_scraped_pods_have_the_same_job_as_in_compose():
