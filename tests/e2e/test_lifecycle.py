@@ -280,6 +280,8 @@ def test_an_engine_that_dies_is_not_ready_at_once_and_not_alive_after_a_minute(p
     assert status(client, "/readyz", "/livez") == [503, 200]
     clock[0] += 1
     assert status(client, "/readyz", "/livez") == [503, 503]
+    service.drain.finish()  # it was ended on purpose
+    assert status(client, "/readyz", "/livez") == [503, 200]
 
 
 @pytest.mark.parametrize(
