@@ -157,7 +157,7 @@ class Admission:
             check_characters(self._service, len(prompt), "prompt")
         prompts = [
             (
-                await self._encoded(prompt),
+                await self._encoded(prompt, add_special_tokens=body.add_special_tokens is not False),
                 partial(PromptText.completion, prompt),
                 partial(self._as_messages, prompt),
             )
@@ -194,10 +194,11 @@ class Admission:
                 self._service.metrics.shed.labels("queue_full").inc()
             raise from_failure(error) from error
 
-    async def _encoded(self, prompt: str | list[int]) -> list[int]:
+    async def _encoded(self, prompt: str | list[int], *, add_special_tokens: bool) -> list[int]:
         if isinstance(prompt, list):
             return prompt
-        return await to_thread.run_sync(self._service.tokenizer.encode, prompt)
+        encode = partial(self._service.tokenizer.encode, add_special_tokens=add_special_tokens)
+        return await to_thread.run_sync(encode, prompt)
 
     def _as_messages(self, prompt: str | list[int]) -> list[SentMessage]:
         """A text completion's prompt as the conversation that it stands for."""

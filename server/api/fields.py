@@ -111,6 +111,7 @@ GENERATION: Refusable = {
     "modalities": differs_from(["text"]),
     "function_call": differs_from("none", "auto"),
     "add_generation_prompt": lambda value: value is not True,
+    "add_special_tokens": is_set,  # the chat template adds those of messages
     "skip_special_tokens": lambda value: value is not True,
     "spaces_between_special_tokens": lambda value: value is not True,
     "length_penalty": differs_from(1),

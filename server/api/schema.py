@@ -319,6 +319,9 @@ class CompletionRequest(GenerationRequest):
     max_tokens: Annotated[int, Field(ge=0, le=_INT32)] | None = 16  # OpenAI's default
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
+    add_special_tokens: bool | None = (
+        None  # vLLM's: of texts, the tokenizer's own, such as one for the beginning
+    )
     best_of: int | None = None
     suffix: str | None = None
 

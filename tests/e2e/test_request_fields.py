@@ -36,6 +36,7 @@ def post(live, path, **change):
         (CHAT, "include_stop_str_in_output", True),
         (CHAT, "chat_template_kwargs", {"enable_thinking": True}),
         (CHAT, "add_generation_prompt", False),
+        (CHAT, "add_special_tokens", True),
         (CHAT, "continue_final_message", True),
         (CHAT, "priority", -1),
         (CHAT, "cache_salt", "x"),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from server.engines.scripted import Script
 from server.engines.transformers.engine import EngineSettings, TransformersEngine
@@ -138,3 +139,21 @@ def test_an_end_of_sequence_token_keeps_its_place_behind_an_echoed_prompt(serve)
         assert len(logprobs.tokens) == len(logprobs.top_logprobs) == len(logprobs.text_offset) == 3
         assert (logprobs.token_logprobs[-1] is None) == (choice.finish_reason == "stop")
         assert streamed[choice.index] == pytest.approx(logprobs.token_logprobs)
+
+
+def test_texts_get_the_tokenizers_own_tokens_unless_they_are_not_wanted(serve):
+    tokenizer = tiny_tokenizer()
+    begin = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = begin
+    seen = []
+
+    def played(request):
+        seen.append(tokenizer.convert_ids_to_tokens(request.prompt_ids))
+        return Script(["x"], scores(), scores())
+
+    live = serve(script=played, tokenizer=ModelTokenizer(tokenizer))
+    for wanted in (None, True, False):
+        ask = {"model": "scripted", "prompt": "hi", "add_special_tokens": wanted}
+        assert live.http.post("/v1/completions", json=ask).status_code == 200
+    assert seen == [["<bos>", "h", "i"], ["<bos>", "h", "i"], ["h", "i"]]
+    assert live.metric("interlock_request_unknown_fields_total") == 0
