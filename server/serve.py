@@ -19,6 +19,7 @@ from server.loading import Loading
 from server.ports import Port, PortServer
 from server.readiness import watch
 from server.service import Service
+from server.service_manager import ServiceManager
 
 _log = structlog.get_logger()
 _STEP_END_S = 4.0  # a step that takes longer hangs
@@ -59,6 +60,7 @@ async def _run(load: Callable[[], Service], config: ServerConfig, api: Port, adm
         async with app.router.lifespan_context(app):
             process.take(service)
             api_door.app, admin_door.app = app, create_admin_app(service)
+            process.manager.tell("READY=1")
             is_clean = await process.until_the_end()
             await stop_listening()  # before the log is closed: requests are recorded when they end
             if not is_clean:  # whatever waits for the engine's thread now would wait for ever
@@ -88,6 +90,7 @@ class _Process:
     """What signals and changed files mean to this process, and how it ends."""
 
     def __init__(self, config: ServerConfig, ports: Iterable[Port]) -> None:
+        self.manager = ServiceManager()
         self._config = config
         self._certificates = [port.certificates for port in ports if port.certificates is not None]
         self._service: Service | None = None  # none while the model is being loaded
@@ -107,6 +110,7 @@ class _Process:
         for certificates in self._certificates:
             metrics.tls.show(certificates)
         self._start(watch(service))
+        self._start(self.manager.keep_alive(lambda: not service.pulse.is_hopeless))
         if service.canary is not None:
             policies = service.policies
             self._start(
@@ -151,6 +155,7 @@ class _Process:
         self._told_to_end.set()
         drain = self._service.drain
         if self._num_signals == 1:
+            self.manager.tell("STOPPING=1")
             _log.info("draining", signal=number.name)
             drain.begin(unnoticed=number is signal.SIGINT)  # a person at a terminal, not an orchestrator
         else:
