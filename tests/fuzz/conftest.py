@@ -119,4 +119,6 @@ def ports(tmp_path_factory: pytest.TempPathFactory, logs: Logs) -> Iterator[Port
     engine = ScriptedEngine(lambda _: script, ("harm", "deception"), vectors=("calm",))
     service = make_service(engine, POLICY, path, vectors=("calm",))
     with listening(create_app(service, expose_metrics=True), create_admin_app(service)) as (api, admin):
-        yield Ports(service, api, admin, logs, path)
+        found = Ports(service, api, admin, logs, path)
+        yield found
+        found.http.close()
