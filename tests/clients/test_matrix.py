@@ -8,15 +8,21 @@ from datetime import UTC, datetime
 
 import openai
 import pytest
+import torch
 
 from server.engines.scripted import Script, ScriptedEngine
+from server.engines.transformers.engine import EngineSettings, TransformersEngine
+from server.engines.transformers.model import prepare
 from server.keys.store import KeyStore
 from server.scheduling.line import Line
 from server.tokenizer import ModelTokenizer
+from tests.clients.conftest import wait_for
 from tests.e2e.conftest import ALLOW_ONLY, scores
 from tests.e2e.test_keys import key, key_file
 from tests.e2e.test_openai_surface import BLOCK_PROMPT, BLOCK_RESPONSE, PLAIN, WORDS
 from tests.e2e.test_tools import CALLING, TEMPLATE, WEATHER
+from tests.integration.conftest import monitors_for
+from tests.tiny_models import TINY
 from tests.tiny_tokenizer import tiny_tokenizer
 
 TEXT = "".join(WORDS)
@@ -37,6 +43,29 @@ def test_a_reply(serve, client, do, stream):
     if (do, stream) == ("chat", False):
         assert told["usage"] == len(WORDS)
         assert told["call"] is None
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return prepare(TINY["llama"](), tiny_tokenizer(), model_id="tiny")
+
+
+@asked
+def test_a_real_models_reply_is_what_transformers_says(serve, client, tiny, do, stream):
+    engine = TransformersEngine(tiny, monitors_for(tiny), EngineSettings(max_batch=4))
+    policy = ALLOW_ONLY.replace("harm", "cosine")
+    live = serve(policy, engine=engine, tokenizer=ModelTokenizer(tiny.tokenizer))
+    greedy = {"temperature": 0, "max_tokens": 12}
+    told = client.ask(do, f"{live.url}/v1", model="tiny", text="hi there", stream=stream, options=greedy)
+    prompt = "<bos><user>hi there<assistant>" if do == "chat" else "hi there"
+    assert told["text"] == plainly(tiny, prompt, 12)
+
+
+@torch.inference_mode()
+def plainly(tiny, prompt, num_tokens):
+    ids = tiny.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+    said = tiny.model.generate(ids, do_sample=False, max_new_tokens=num_tokens)[0, ids.shape[1] :]
+    return tiny.tokenizer.decode(said, skip_special_tokens=True)
 
 
 @asked
@@ -230,10 +259,3 @@ class Counted:
     def __call__(self, request):
         self.times += 1
         return self._script
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)

@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,13 +15,13 @@ import pytest
 
 from server.api import reply
 from server.engines.scripted import Script
+from tests.clients.conftest import PATIENCE_S, wait_for
 from tests.e2e.conftest import scores
 from tests.e2e.test_openai_surface import BLOCK_RESPONSE, PLAIN, WORDS
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PATH = "/v1/chat/completions"
 BODY = {"model": "scripted", "messages": [{"role": "user", "content": "hello"}]}
-PATIENCE_S = 60
 
 NGINX = """
 daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
@@ -223,10 +222,3 @@ def shape(stream):
     """A stream without what differs from request to request."""
     chunks = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: {")]
     return [json.loads(chunk)["choices"] for chunk in chunks]
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
