@@ -64,9 +64,9 @@ def interlock(folder: Path, **settings: object) -> Iterator[tuple[int, int]]:
     command = [sys.executable, "-c", "from server.cli import main; main()", "serve"]
     with (
         (folder / "server.log").open("w") as log,
-        subprocess.Popen(
+        subprocess.Popen(  # noqa: S603  # ours
             command, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}
-        ) as process,  # noqa: S603  # ours
+        ) as process,
     ):
         try:
             with httpx.Client(base_url=f"http://127.0.0.1:{ports[0]}", timeout=60) as client:
