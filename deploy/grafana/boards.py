@@ -44,7 +44,10 @@ def quantiles(metric: str, by: str = "", *, of: tuple[float, ...] = (0.5, 0.95, 
     keep = f"le, {by}" if by else "le"
     legend = f" {{{{{by}}}}}" if by else ""
     return tuple(
-        Query(f"histogram_quantile({q}, sum by ({keep}) (rate({metric}_bucket{{$S}}[$W])))", f"p{q * 100:g}{legend}")
+        Query(
+            f"histogram_quantile({q}, sum by ({keep}) (rate({metric}_bucket{{$S}}[$W])))",
+            f"p{q * 100:g}{legend}",
+        )
         for q in of
     )
 
@@ -63,7 +66,8 @@ _FAILED = 'interlock_requests_total{$S, outcome=~"error|shed"}'
 _BLOCKED = 'interlock_requests_total{$S, outcome=~"blocked|replaced"}'
 _UNCOVERED = "interlock_requests_uncovered_total{$S}"
 
-# fmt: off  # a panel a line reads as a table
+# a panel a line reads as a table
+# fmt: off
 OVERVIEW: Final = Board(
     "interlock-overview",
     "Interlock / Overview",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -39,6 +39,12 @@ class Prometheus:
         self._client = httpx.Client(base_url=url, timeout=30)
         self._span = {"start": start, "end": end, "step": max(1.0, (end - start) / _STEPS)}
         self._window = window
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
 
     def curves(self, panel: Panel) -> list[Curve]:
         """Raises httpx.HTTPStatusError for a query that Prometheus does not understand."""
@@ -116,13 +122,15 @@ def _draw(axis: Any, panel: Panel, curves: Sequence[Curve]) -> None:
 def main() -> None:
     args = _parser().parse_args()
     now = time.time()  # noqa: TID251  # what Prometheus goes by
-    prometheus = Prometheus(args.prometheus, start=now - args.minutes * 60, end=now, window=args.window)
     args.out.mkdir(parents=True, exist_ok=True)
-    for board in BOARDS:
-        curves = {panel.title: prometheus.curves(panel) for row in board.rows for panel in row.panels}
-        path = args.out / f"{board.uid}.png"
-        draw(board, curves, path)
-        print(f"{path}: {sum(map(bool, curves.values()))} of {len(curves)} panels with data")
+    with Prometheus(
+        args.prometheus, start=now - args.minutes * 60, end=now, window=args.window
+    ) as prometheus:
+        for board in BOARDS:
+            curves = {panel.title: prometheus.curves(panel) for row in board.rows for panel in row.panels}
+            path = args.out / f"{board.uid}.png"
+            draw(board, curves, path)
+            print(f"{path}: {sum(map(bool, curves.values()))} of {len(curves)} panels with data")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -111,8 +111,8 @@ def test_no_panel_is_empty_under_mixed_traffic(tmp_path, policy, keys):
 
             def empty():
                 now = time.time()  # noqa: TID251
-                answers = Prometheus(str(asked.base_url), start=began, end=now, window="10s")
-                seen.update({(board.uid, panel.title): answers.curves(panel) for board, panel in PANELS})
+                with Prometheus(str(asked.base_url), start=began, end=now, window="10s") as answers:
+                    seen.update({(board.uid, panel.title): answers.curves(panel) for board, panel in PANELS})
                 return {name for name, curves in seen.items() if not curves}
 
             try:
