@@ -71,7 +71,7 @@ class Rules:
         ]
         return (
             "apiVersion: interlock/v1\nkind: Policy\n"
-            f'metadata: {{name: p, version: "{version}"}}\ndefaults: {{holdback: {self.holdback}}}\nrules:\n'
+            f'metadata: {{name: p, version: "{version}"}}\ndefaults: {{holdback: {self.holdback}, budget: 10s}}\nrules:\n'
             + ("\n".join(lines) or "  []")
         )
 
