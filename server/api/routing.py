@@ -4,7 +4,6 @@ A proxy in front may read the first of two equal keys, and this server the last:
 """
 
 import json
-import re
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NoReturn
 
@@ -16,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 _MAX_DEPTH = 128  # of objects and arrays in each other; whatever recurses over a body can take it
-_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _STEPS = bytes.maketrans(
     bytes(range(256)), bytes({b"[": 1, b"{": 1, b"]": 255, b"}": 255}.get(bytes([c]), 0) for c in range(256))
 )
@@ -76,11 +74,14 @@ def read(body: bytes) -> Any:
 
 
 def _depth(body: bytes) -> int:
-    """How deep objects and arrays stand in each other, before anything recurses over them."""
+    """How deep objects and arrays stand in each other, before anything recurses over them. In one pass, whatever it is made of."""
     if body.count(b"[") + body.count(b"{") <= _MAX_DEPTH:
         return 0
-    steps = np.frombuffer(_TEXT.sub(b"", body).translate(_STEPS), np.int8)
-    return int(steps.cumsum(dtype=np.int32).max(initial=0))
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # so that each quote begins or ends a text
+    quotes = np.frombuffer(plain, np.uint8) == ord('"')
+    is_outside = quotes.cumsum(dtype=np.uint8) % 2 == 0
+    steps = np.frombuffer(plain.translate(_STEPS), np.int8)
+    return int((steps * is_outside).cumsum(dtype=np.int32).max(initial=0))
 
 
 def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
