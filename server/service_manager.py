@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 
 class ServiceManager:
@@ -19,12 +20,12 @@ class ServiceManager:
         """`READY=1`, `STOPPING=1`, … What systemd does not hear is no reason to stop serving."""
         if not self._address:
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
+        with (
+            suppress(OSError),  # it may be full or gone, or there is no file descriptor left
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out,
+        ):
             out.settimeout(0)
-            try:
-                out.sendto(state.encode(), self._address)
-            except OSError:
-                return
+            out.sendto(state.encode(), self._address)
 
     async def keep_alive(self, is_alive: Callable[[], bool]) -> None:
         """Feed the watchdog (`WatchdogSec=`) for as long as `is_alive`: what Kubernetes asks with a liveness probe."""

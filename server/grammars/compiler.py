@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from llguidance import LLTokenizer
 
-from server.engines.base import EngineBusy, EngineError, RequestRefused
+from server.engines.base import EngineBusy, EngineError, EngineStopped, RequestRefused
 from server.grammars import child
 from server.grammars.matching import CompiledGrammar
 from server.grammars.trial import Trial, TrialEndedError
@@ -37,7 +37,7 @@ class GrammarCompiler:
         self._matching = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="interlock-mask")
 
     async def compile(self, source: str) -> CompiledGrammar:
-        """Raises RequestRefused with what is wrong with the grammar, EngineBusy, and EngineError where it can't be tried."""
+        """Raises RequestRefused with what is wrong with the grammar, EngineBusy, EngineStopped, and EngineError where it can't be tried."""
         kept = self._kept.get(source)
         if kept is None:
             if sum(not known.done() for known in self._kept.values()) >= _MAX_WAITING:
@@ -48,6 +48,10 @@ class GrammarCompiler:
         self._kept.move_to_end(source)
         try:
             outcome = await asyncio.shield(kept)  # others may wait for the same
+        except asyncio.CancelledError:
+            if kept.cancelled():  # and not who asks
+                raise EngineStopped("the engine was stopped") from None
+            raise
         except Exception as error:
             self._kept.pop(source, None)  # the next one tries again
             raise EngineError(f"a schema could not be tried: {type(error).__name__}") from error

@@ -1,6 +1,8 @@
 """What systemd is told, on a socket as systemd makes one."""
 
 import asyncio
+import errno
+import os
 import socket
 
 import pytest
@@ -37,6 +39,14 @@ def test_a_socket_without_a_file_is_found():
 @pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": "/nowhere/notify"}])
 def test_nobody_who_listens_is_no_reason_to_fail(environment):
     ServiceManager(environment).tell("READY=1")
+
+
+def test_a_process_without_file_descriptors_goes_on(heard, monkeypatch):
+    def none_left(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(socket, "socket", none_left)
+    manager(heard).tell("STOPPING=1")
 
 
 def test_the_watchdog_is_fed_until_the_server_is_hopeless(heard):

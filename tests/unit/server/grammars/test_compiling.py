@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from server.engines.base import EngineBusy, EngineError, RequestRefused
+from server.engines.base import EngineBusy, EngineError, EngineStopped, RequestRefused
 from server.grammars import compiler as compiling
 from server.grammars.compiler import GrammarCompiler
 from server.grammars.source import MAX_BYTES, Form, SourceError
@@ -164,10 +164,13 @@ async def test_closing_ends_a_trial_that_runs():
     compiler = GrammarCompiler(tokenizer, num_ids=VOCAB_SIZE, eos_token_ids=frozenset({2}))
     assert await compiler.compile(PLAIN)
     running = asyncio.create_task(compiler.compile(Form(answer=HOSTILE["time"]).source()))
+    waiting = asyncio.create_task(compiler.compile(Form(answer={"const": 1}).source()))
     await asyncio.sleep(0.01)
     await asyncio.to_thread(compiler.close)
     with pytest.raises(RequestRefused):
         await running
+    with pytest.raises(EngineStopped):
+        await waiting
     assert compiler._trial._process is None
 
 
