@@ -99,7 +99,6 @@ def _plain_app(service: Service, lifespan: object, needed: KeyScope) -> FastAPI:
     app.add_exception_handler(ApiError, handle_api_error)
     app.add_exception_handler(RequestValidationError, handle_validation_error)
     app.add_exception_handler(HTTPException, _handle_http_exception)
-    app.add_exception_handler(Exception, handle_api_error)
     app.add_middleware(Bounds, max_body_bytes=service.max_body_bytes)
     if needed is KeyScope.INFER:
         app.add_middleware(TurnGate, line=service.line, clock=service.clock)

@@ -10,9 +10,10 @@ import structlog
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.errors import ApiError
+from server.api.errors import ApiError, from_failure
 from server.drain import Drain
 from server.metrics import Metrics
+from server.stacks import raised_at
 
 _log = structlog.get_logger()
 _VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -78,6 +79,9 @@ def _declared_bytes(headers: Headers) -> int:
 class RequestContext:
     """Gives each request an id (a valid inbound `x-request-id`, or a new one), and counts it by route template.
 
+    What nobody expected is answered and logged here, without its message, which may hold text of the request; nobody further
+    out, who would log or trace all of it, hears of it.
+
     Once the server is on its way out, each answer is the last of its connection: a client or a load balancer that keeps
     connections open would go on sending here.
     """
@@ -106,6 +110,12 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except Exception as error:  # noqa: BLE001  # whatever it is
+            _log.error(
+                "a request failed", error=type(error).__name__, at=raised_at(error), request_id=request_id
+            )
+            if not status:
+                await from_failure(error).response(scope["path"])(scope, receive, send_with_id)
         finally:
             route = _route(scope)
             method = scope["method"] if scope["method"] in _METHODS else "OTHER"

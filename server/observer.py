@@ -2,10 +2,8 @@
 
 import asyncio
 import math
-import traceback
 from collections import deque
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import structlog
 
@@ -19,6 +17,7 @@ from server.limits.allowance import Allowance
 from server.pipeline import Closed, Cut, LeakPreventedError
 from server.scoring import Scorer
 from server.service import Service
+from server.stacks import raised_at
 from server.telemetry.types import Told
 
 _log = structlog.get_logger()
@@ -220,14 +219,13 @@ class ChoiceObserver:
         if isinstance(error, EngineBusy | RequestRefused):
             return  # an answer, not a failure
         cause = error.__cause__ or error
-        last = traceback.extract_tb(cause.__traceback__)[-1:]
         _log.error(
             "a response failed",
             decision_id=self._decision_id,
             choice=self._choice,
             error=type(error).__name__,
             cause=type(cause).__name__,
-            at=[f"{Path(frame.filename).name}:{frame.lineno}" for frame in last],
+            at=raised_at(cause)[-1:],
         )
         self._service.metrics.failures.labels("engine", "closed").inc()
 

@@ -1,10 +1,11 @@
-"""Where every thread and every task of this process stands: files, lines and functions, never a value."""
+"""Where every thread and every task of this process stands, and where an exception was raised: files, lines and functions, never a value."""
 
 import asyncio
 import sys
 import threading
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -22,6 +23,13 @@ def stacks() -> str:
     tasks = sorted(asyncio.all_tasks(), key=asyncio.Task.get_name)
     parts += [f"task {task.get_name()}\n{''.join(_awaits(task.get_coro()))}" for task in tasks]
     return "\n".join(parts)
+
+
+def raised_at(error: BaseException) -> list[str]:
+    """Outermost call first. What may be logged of an exception beside its type: its message may hold text of a request."""
+    return [
+        f"{Path(frame.filename).name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__)
+    ]
 
 
 def _awaits(awaited: Any) -> Iterator[str]:

@@ -1,13 +1,14 @@
 """Requests made to hurt: each gets a clear answer in OpenAI's shape, soon, and the next request works."""
 
 import threading
-import time
 
 import pytest
+from structlog.testing import capture_logs
 
 from server.drain import DrainPhase
 from server.engines.scripted import Script
 from tests.e2e.conftest import scores
+from tests.waiting import until
 
 PLAIN = Script(["a", "b", "c"], scores(count=10), scores(count=10))
 JSON = {"content-type": "application/json"}
@@ -62,13 +63,32 @@ def test_invalid_json_says_so_and_no_more(serve):
     assert (reply.status_code, reply.json()["error"]["message"]) == (400, "the body is not valid JSON")
 
 
-def test_a_huge_prompt_is_refused_before_it_is_tokenised(serve):
+def test_a_huge_prompt_is_refused_before_it_is_tokenised(serve, monkeypatch):
     live = serve(script=PLAIN)
-    began = time.monotonic()
+    monkeypatch.setattr(type(live.service.tokenizer), "encode", lambda *_, **__: 1 / 0)
     reply = live.http.post(TEXT, json={"model": live.model, "prompt": "word " * 1_500_000})
     assert (reply.status_code, reply.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert reply.json()["error"]["param"] == "prompt"
-    assert time.monotonic() - began < 10
+
+
+def test_a_failure_that_nobody_expected_is_answered_and_told_to_nobody_in_its_own_words(
+    serve, monkeypatch, caplog
+):
+    """Its message may hold the prompt."""
+
+    def fail(*_, **__):
+        raise ValueError("heliotrope")
+
+    live = serve(script=PLAIN)
+    monkeypatch.setattr(type(live.service.tokenizer), "encode", fail)
+    with capture_logs() as logged:
+        reply = live.http.post(TEXT, json={"model": live.model, "prompt": "x"})
+        until(lambda: any(entry["event"] == "request" for entry in logged))
+    assert (reply.status_code, reply.json()["error"]["type"]) == (500, "server_error")
+    (told,) = [entry for entry in logged if entry["event"] == "a request failed"]
+    assert told["error"] == "ValueError"
+    assert told["at"][-1].startswith("test_hostile_requests.py:")
+    assert "heliotrope" not in reply.text + str(logged) + caplog.text
 
 
 def test_a_client_that_reads_nothing_is_given_up(serve):
@@ -76,15 +96,12 @@ def test_a_client_that_reads_nothing_is_given_up(serve):
     live = serve(script=script, service_options={"stream_stalled_s": 0.3})
     body = {"model": live.model, "stream": True, "messages": [{"role": "user", "content": "x"}]}
     with live.http.stream("POST", CHAT, json=body):
-        deadline = time.monotonic() + 10
-        while live.metric("interlock_stream_stalls_total") == 0 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert live.metric("interlock_stream_stalls_total") == 1
+        until(lambda: live.metric("interlock_stream_stalls_total") == 1)
         live.wait_until_free()
 
 
 def test_while_the_server_drains_nothing_new_begins_and_streams_end_properly(serve):
-    live = serve(script=Script(["w"] * 200, scores(), scores(), step_s=0.02))
+    live = serve(script=Script(["w"] * 200, scores(), scores(), hold=threading.Event(), hold_from=1))
     stream = live.chat(stream=True)
     next(stream)
     live.service.drain.phase = DrainPhase.REFUSING

@@ -18,6 +18,7 @@ from server.config import ServerConfig
 from server.engines.scripted import Script
 from server.telemetry.otlp import Otlp
 from tests.e2e.conftest import scores
+from tests.waiting import until
 
 POLICY = """
 apiVersion: interlock/v1
@@ -102,6 +103,7 @@ def traced(serve):
 def test_a_choice_is_a_span_in_its_clients_trace_and_each_score_an_event(traced, receiver):
     live, telemetry = traced(response=0.9)
     reply = live.chat(SECRET, extra_headers={"traceparent": SAMPLED})
+    until(lambda: telemetry._spans.force_flush() and len(receiver.spans) == 2)  # its own ends after the reply
     telemetry.close()
     spans = {span.name: span for span in receiver.spans}
     assert {span.trace_id.hex() for span in spans.values()} == {TRACE}
@@ -149,6 +151,19 @@ def test_no_text_is_sent(traced, receiver):
         live.http.post("/v1/chat/completions", json=body)
         telemetry.close()
     assert receiver.spans
+    assert SECRET.encode() not in b"".join(body for bodies in receiver.bodies.values() for body in bodies)
+
+
+def test_no_text_is_sent_of_a_failure_that_nobody_expected(traced, receiver, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError(SECRET)
+
+    live, telemetry = traced()
+    monkeypatch.setattr(type(live.service.tokenizer), "encode", fail)
+    reply = live.http.post("/v1/completions", json={"model": live.model, "prompt": "x"})
+    assert reply.status_code == 500
+    until(lambda: telemetry._spans.force_flush() and receiver.spans)
+    telemetry.close()
     assert SECRET.encode() not in b"".join(body for bodies in receiver.bodies.values() for body in bodies)
 
 

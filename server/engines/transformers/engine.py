@@ -2,12 +2,10 @@
 
 import asyncio
 import time
-import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import structlog
 
@@ -43,6 +41,7 @@ from server.engines.transformers.stepper import Stepper, StepResult
 from server.engines.transformers.thread import StepThread
 from server.grammars.compiler import GrammarCompiler
 from server.grammars.matching import CompiledGrammar
+from server.stacks import raised_at
 
 _log = structlog.get_logger()
 _LOOKS = 30  # at a step, before it counts as hung
@@ -241,11 +240,7 @@ class TransformersEngine:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            frames = traceback.extract_tb(
-                error.__traceback__
-            )  # and no message: it may hold text of a request
-            at = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames]
-            _log.error("the engine's loop ended", error=type(error).__name__, at=at)
+            _log.error("the engine's loop ended", error=type(error).__name__, at=raised_at(error))
             self._fail_all(EngineDead(f"the engine's loop ended: {type(error).__name__}"))
             if not isinstance(error, Exception):
                 raise
