@@ -64,7 +64,7 @@ class Live:
 
     def __post_init__(self) -> None:
         self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="unused", max_retries=0)
-        self.http = httpx.Client(base_url=self.url, timeout=30)
+        self.http = httpx.Client(base_url=self.url, timeout=60)
 
     @property
     def model(self) -> str:
@@ -124,7 +124,7 @@ def running(service: Service, audit_path: Path, **app_options: Any) -> Iterator[
         live.client.close()
         live.http.close()
         server.should_exit = True
-        thread.join(timeout=15)
+        thread.join(timeout=60)
         assert not thread.is_alive(), "the server did not stop"
 
 

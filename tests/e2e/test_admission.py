@@ -239,7 +239,7 @@ def test_a_request_that_takes_too_long_is_ended(busy, gate):
 
 
 def test_the_deadline_runs_while_a_request_waits(busy, gate):
-    live = busy(request_timeout_s=3.0, step_s=0.2)  # two seconds in all: one's own would be enough
+    live = busy(request_timeout_s=6.0, step_s=0.5)  # five seconds in all: one's own would be enough
     with Background(live, gate) as background:
         first = background.occupy()
         second = background.post(num_waiting=1)

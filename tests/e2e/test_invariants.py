@@ -3,7 +3,6 @@
 import contextlib
 import json
 import threading
-import time
 
 import numpy as np
 import openai
@@ -450,11 +449,11 @@ def test_12_a_reload_never_drops_a_request_or_a_rule_silently(serve):
 
 def test_the_scripted_engine_ends_with_everything_freed(serve):
     """A leak of requests shows in the engine's load."""
-    live = serve(script=Script([marked(i) for i in range(100)], scores(), scores(), step_s=0.01))
+    held = Script([marked(i) for i in range(100)], scores(), scores(), hold=threading.Event(), hold_from=1)
+    live = serve(script=held)
     stream = live.chat(stream=True)
     next(stream)
     assert isinstance(live.service.engine, ScriptedEngine)
     assert live.service.engine.load().running == 1
     stream.close()
-    time.sleep(0.05)
     live.wait_until_free()

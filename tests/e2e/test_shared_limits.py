@@ -1,6 +1,7 @@
 """Limits that replicas share through a real Redis; and what holds while it is away."""
 
 import asyncio
+import contextlib
 import shutil
 import signal
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import time
 from datetime import UTC, datetime
 
+import anyio
 import pytest
 from pydantic import SecretStr
 
@@ -46,20 +48,17 @@ class RealRedis:
         self.process = subprocess.Popen(  # noqa: S603  # ours
             [BINARY, "--port", str(self.port), *options], stdout=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-            except OSError:
-                time.sleep(0.02)
-            else:
-                return
-        pytest.fail("redis-server did not start")
+        until(self._answers)
+
+    def _answers(self):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 30):
+            return True
+        return False
 
     def stop(self):
         self.process.send_signal(signal.SIGCONT)
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 @pytest.fixture
@@ -95,16 +94,17 @@ async def test_buckets_in_redis_are_the_same_as_in_memory(stores):
 
 @pytest.mark.anyio
 async def test_a_bucket_fills_by_redis_own_clock_and_is_forgotten_when_full(stores):
-    fast = Limit("{a}:fast", Unit.REQUESTS, 10, 1.0)
+    fast = Limit("{a}:fast", Unit.REQUESTS, 10, 3.0)
     for store in stores:
         assert (await store.take([Draw.taking(fast, 5)])).allowed
     short = await stores[0].take([Draw.taking(fast, 5)])
     assert not short.allowed
     await asyncio.sleep(short.levels[0].wait_s + 0.05)
     assert (await stores[1].take([Draw.taking(fast, 5)])).allowed
-    assert 0 < await stores[0]._redis.pttl("interlock:limits:{a}:fast") <= 2100
-    await asyncio.sleep(2.2)
-    assert await stores[0]._redis.keys("*") == []
+    assert 0 < await stores[0]._redis.pttl("interlock:limits:{a}:fast") <= 6100
+    with anyio.fail_after(60):
+        while await stores[0]._redis.keys("*"):  # noqa: ASYNC110  # nobody tells
+            await asyncio.sleep(0.1)
 
 
 @pytest.mark.anyio
@@ -125,7 +125,7 @@ def replica(serve, tmp_path, redis):
             digest = hash_of(key(name).split("_")[2]).hex()
             text += f"  - {{id: {name}, tenant: {name}, sha256: {digest}, limits: {limits}}}\n"
         path.write_text(text)
-        shared = redis_store.RedisStore(redis.url, timeout_s=0.3)
+        shared = redis_store.RedisStore(redis.url, timeout_s=3)
         store = SharedStore(shared, MemoryStore(time.monotonic), on_error=on_error, clock=time.monotonic)
         keys = KeyStore(path, lambda: datetime.now(UTC), store)
         live = serve(policy, PLAIN, service_options={"keys": keys})
@@ -197,7 +197,7 @@ def test_a_key_without_limits_needs_no_redis(replica, redis):
 
 @pytest.mark.anyio
 async def test_a_wrong_password_is_a_failure_that_does_not_show_it(redis):
-    store = redis_store.RedisStore(SecretStr(f"redis://:open-it@127.0.0.1:{redis.port}/0"), timeout_s=1)
+    store = redis_store.RedisStore(SecretStr(f"redis://:open-it@127.0.0.1:{redis.port}/0"), timeout_s=30)
     with pytest.raises(LimitsUnavailableError) as error:
         await store.take([Draw.taking(SLOW, 1)])
     assert "open-it" not in str(error.value)

@@ -266,9 +266,10 @@ def test_a_head_that_comes_letter_by_letter_is_given_up(ports, monkeypatch):
 
 
 def test_a_body_that_never_comes_is_given_up(ports, monkeypatch):
-    monkeypatch.setattr("server.middleware._BODY_S", 0.5)
-    assert post(ports.api, b"", content_length=100)[:2] == (408, "request_timeout")
-    assert post(ports.api, PLAIN[:20], content_length=100)[:2] == (408, "request_timeout")
+    with monkeypatch.context() as soon:
+        soon.setattr("server.middleware._BODY_S", 0.5)
+        assert post(ports.api, b"", content_length=100)[:2] == (408, "request_timeout")
+        assert post(ports.api, PLAIN[:20], content_length=100)[:2] == (408, "request_timeout")
     ports.is_well()
 
 
@@ -283,11 +284,12 @@ def test_a_body_without_end_is_refused_and_then_cut_off(ports, monkeypatch):
 
 def test_an_idle_connection_is_not_one_that_is_slow(ports, monkeypatch):
     """Between requests it may rest as long as connections are kept."""
-    monkeypatch.setattr("server.http_protocol._HEAD_S", 0.3)
-    with httpx.Client(base_url=ports.api) as client:
-        for _ in range(3):
-            assert client.get("/health").status_code == 200
-            time.sleep(0.8)
+    monkeypatch.setattr("server.http_protocol._HEAD_S", 2.0)
+    with connect(ports.api) as connection:
+        for pause_s in (3.0, 0.0):
+            connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+            time.sleep(pause_s)
 
 
 def test_slow_connections_hold_up_nobody(ports):

@@ -107,7 +107,7 @@ async def test_a_prompt_that_is_paused_does_not_hold_up_the_next(start_engine):
     alone = [await run(engine, f"alone{i}", PROMPTS[i]) for i in (1, 2)]
     stream = engine.generate(EngineRequest("paused", PROMPTS[1], GREEDY))
     paused = [await anext(stream)]  # its first chunk, of six
-    other = await asyncio.wait_for(run(engine, "other", PROMPTS[2]), timeout=20)
+    other = await asyncio.wait_for(run(engine, "other", PROMPTS[2]), timeout=60)
     assert token_ids(other) == token_ids(alone[1])
     paused += [output async for output in stream]
     assert token_ids(paused) == token_ids(alone[0])
