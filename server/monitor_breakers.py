@@ -69,10 +69,14 @@ class MonitorBreakers:
         except Exception as error:  # noqa: BLE001  # whatever it was, the monitor was not seen to work
             _log.warning("a monitor could not be tried", monitor=monitor, error=type(error).__name__)
             works = False
-        self.told(monitor, failed=not works)
+        self._count(monitor, failed=not works)
 
     def told(self, monitor: str, *, failed: bool) -> None:
-        """What a monitor came to in one response that listened to it, or when it was tried."""
+        """What a monitor came to in one response that listened to it. Such a one was admitted before the breaker opened, if it is not closed."""
+        if self._breaker(monitor).state is BreakerState.CLOSED:
+            self._count(monitor, failed=failed)
+
+    def _count(self, monitor: str, *, failed: bool) -> None:
         breaker = self._breaker(monitor)
         before = breaker.state
         if failed:

@@ -136,8 +136,11 @@ async def test_what_was_admitted_before_it_opened_neither_closes_nor_prolongs_it
     assert states["harm"] is BreakerState.OPEN
     clock.now += 1
     breakers.admit(["harm"])
+    for failed in (False, True):  # nor while it is tried
+        breakers.told("harm", failed=failed)
+        assert states["harm"] is BreakerState.HALF_OPEN
     await tried(breakers)
-    assert probe.num_asked == 1
+    assert (probe.num_asked, states["harm"]) == (1, BreakerState.CLOSED)
 
 
 def test_a_window_moves_in_halves():
