@@ -15,9 +15,10 @@ import pytest
 
 from server.api import reply
 from server.engines.scripted import Script
-from tests.clients.conftest import PATIENCE_S, wait_for
+from tests.clients.conftest import PATIENCE_S
 from tests.e2e.conftest import scores
 from tests.e2e.test_openai_surface import BLOCK_RESPONSE, PLAIN, WORDS
+from tests.waiting import until
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PATH = "/v1/chat/completions"
@@ -89,7 +90,7 @@ def stand_before(tmp_path):
             client = stack.enter_context(
                 httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S)
             )
-            wait_for(lambda: answers(client, process))
+            until(lambda: answers(client, process))
             return client
 
         yield start
@@ -168,9 +169,9 @@ def test_a_client_that_leaves_is_noticed_through_the_proxy(serve, stand_before, 
     else:
         with pytest.raises(httpx.ReadTimeout):
             client.post(PATH, json=BODY, timeout=5)
-    wait_for(lambda: live.service.engine.load().running == 0)
+    until(lambda: live.service.engine.load().running == 0)
     assert not gate.is_set()
-    wait_for(lambda: live.metric("interlock_client_disconnects_total") == 1)
+    until(lambda: live.metric("interlock_client_disconnects_total") == 1)
 
 
 IDLE_TIMEOUTS = {
