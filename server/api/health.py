@@ -61,6 +61,14 @@ async def get_version() -> Body:
     return {"version": version("interlock")}
 
 
+@router.get("/load")
+async def load(request: Request) -> Body:
+    """As vLLM tells it: responses that run or wait."""
+    service: Service = request.app.state.service
+    held = service.engine.load()
+    return {"server_load": held.running + held.waiting + service.line.waiting}
+
+
 @metrics_router.get("/metrics", response_class=Response, responses=TEXT)
 async def metrics(request: Request) -> Response:
     service: Service = request.app.state.service

@@ -213,7 +213,9 @@ def test_unknown_model_path_method_and_body(serve):
     assert live.http.get("/v1/completions").status_code == 405
     json = {"content-type": "application/json"}
     assert live.http.post("/v1/completions", content=b"{nope", headers=json).status_code == 400
-    assert live.http.post("/v1/completions", content=b"{}").json()["error"]["code"] == "unsupported_media_type"
+    assert (
+        live.http.post("/v1/completions", content=b"{}").json()["error"]["code"] == "unsupported_media_type"
+    )
     huge = live.http.post("/v1/completions", content=b" " * (9 * 1024 * 1024))
     assert (huge.status_code, huge.json()["error"]["code"]) == (413, "body_too_large")
 
