@@ -41,8 +41,11 @@ def health(
 
 
 def _why(ready: "httpx.Response") -> str:
-    failing = (check for check in ready.json()["checks"] if not check["ok"])
-    return "; ".join(f"{check['name']}: {check.get('note', 'failing')}" for check in failing)
+    try:
+        failing = [check for check in ready.json()["checks"] if not check["ok"]]
+        return "; ".join(f"{check['name']}: {check.get('note', 'failing')}" for check in failing)
+    except (ValueError, KeyError, TypeError):
+        return f"{ready.request.url} answered {ready.status_code}, and not as Interlock does"
 
 
 def _not_well(message: str, code: int = 1) -> NoReturn:

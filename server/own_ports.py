@@ -38,7 +38,7 @@ def open_client(
     if cert is not None:
         context.load_cert_chain(cert, cert_key)
     headers = {"authorization": f"Bearer {key_file.read_text().strip()}"} if key_file is not None else {}
-    return httpx.Client(base_url=url, headers=headers, verify=context, trust_env=False, timeout=10)
+    return httpx.Client(base_url=url, headers=headers, verify=context, trust_env=False, timeout=30)
 
 
 def _url(config: ServerConfig, port: Literal["api", "admin"], files: TlsFiles | None) -> str:

@@ -1,5 +1,8 @@
 """`interlock health`, which images use instead of curl."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 from typer.testing import CliRunner
 
 from server.cli import app as cli
@@ -23,6 +26,15 @@ def test_health_of_no_server_is_told_as_such():
     nobody = health("http://127.0.0.1:9")
     assert nobody.exit_code == 1
     assert "can't reach http://127.0.0.1:9" in nobody.output
+
+
+def test_health_of_another_server_is_told_as_such():
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        found = health(f"http://127.0.0.1:{other.server_port}")
+        other.shutdown()
+    assert found.exit_code == 1
+    assert "/readyz answered 501, and not as Interlock does" in found.output
 
 
 def test_health_finds_the_server_by_the_settings_of_serve(tmp_path, monkeypatch):
