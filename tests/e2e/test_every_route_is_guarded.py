@@ -51,6 +51,7 @@ NEVER_RUNS_THE_MODEL = {
     ("GET", "/readyz"): None,
     ("GET", "/startupz"): None,
     ("GET", "/version"): None,
+    ("GET", "/load"): None,
     ("GET", "/metrics"): None,
     ("GET", "/-/policy"): None,
     ("POST", "/-/reload"): None,
