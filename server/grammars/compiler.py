@@ -32,6 +32,7 @@ class GrammarCompiler:
         self._eos_token_ids = sorted(eos_token_ids)
         self._vocabulary: LLTokenizer | None = None
         self._trial: Trial | None = None
+        self._is_closed = False
         self._kept: OrderedDict[str, asyncio.Future[Outcome]] = OrderedDict()
         self._compiling = ThreadPoolExecutor(1, thread_name_prefix="interlock-grammar")
         self._matching = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="interlock-mask")
@@ -61,6 +62,7 @@ class GrammarCompiler:
 
     def close(self) -> None:
         """What is being compiled ends with an error."""
+        self._is_closed = True
         self._compiling.shutdown(wait=False, cancel_futures=True)
         if self._trial is not None:
             self._trial.end()
@@ -86,6 +88,8 @@ class GrammarCompiler:
                 _log.warning("replies can't be held to schemas", cause=type(error).__name__)
                 return "this model's tokenizer can't be constrained"
             self._trial = Trial(spec)
+            if self._is_closed:  # meanwhile
+                self._trial.end()
         try:
             error_text = self._trial.error(source)
         except TrialEndedError:

@@ -23,6 +23,7 @@ class Trial:
         """`tokenizer` is what `child.tokenizer` takes."""
         self._tokenizer = tokenizer
         self._process: subprocess.Popen[str] | None = None
+        self._is_over = False
 
     def error(self, source: str) -> str:
         """What llguidance says is wrong with a grammar; "" if nothing is. Raises TrialEndedError, and OSError where none can begin."""
@@ -39,7 +40,8 @@ class Trial:
         return answer
 
     def end(self) -> None:
-        """End the process, and with it a trial that runs. Any thread may."""
+        """End the process, and with it a trial that runs; none begins any more. Any thread may."""
+        self._is_over = True
         if (process := self._process) is not None:
             process.kill()
 
@@ -55,6 +57,8 @@ class Trial:
             self.close()  # something else has ended it
         if self._process is None:
             self._process = self._started()
+            if self._is_over:  # `end` may have come before there was anything to end
+                self._process.kill()
             if self._answer(self._process, self._tokenizer) is None:
                 self.close()
                 raise OSError("the process that tries schemas does not start")

@@ -159,6 +159,17 @@ def test_a_process_that_does_not_start_says_nothing_about_the_schema():
         trial.error(PLAIN)
 
 
+def test_a_trial_that_was_ended_before_it_began_never_begins():
+    spec = compiling.GrammarCompiler(
+        json_tokenizer(), num_ids=VOCAB_SIZE, eos_token_ids=frozenset({2})
+    )._tokenizer_spec()
+    trial = Trial(spec)
+    trial.end()
+    with pytest.raises(OSError, match="does not start"):
+        trial.error(PLAIN)
+    assert trial._process is None
+
+
 async def test_closing_ends_a_trial_that_runs():
     tokenizer = json_tokenizer()
     compiler = GrammarCompiler(tokenizer, num_ids=VOCAB_SIZE, eos_token_ids=frozenset({2}))
