@@ -3,6 +3,7 @@
 import typer
 
 from server.audit_cli import audit_app
+from server.doctor_cli import doctor
 from server.drain_cli import drain
 from server.health_cli import health
 from server.keys_cli import keys_app
@@ -38,6 +39,7 @@ app.add_typer(monitor_app, name="monitor")
 app.add_typer(sae_app, name="sae")
 app.add_typer(vector_app, name="vector")
 app.command()(serve)
+app.command()(doctor)
 app.command()(drain)
 app.command()(health)
 
