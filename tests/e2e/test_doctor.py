@@ -107,9 +107,10 @@ def test_a_misspelt_setting_is_a_problem_and_its_value_is_not_shown(monkeypatch)
 def test_a_running_server_is_asked_and_its_policy_compared(tmp_path):
     policy = tmp_path / "mine.yaml"
     policy.write_text(POLICY % 1)
+    (tmp_path / "model").symlink_to(DEMO / "model")  # not the demo's by name: no monitors
     with served(tmp_path) as live:
-        _, found = doctor("--policy", policy, url=live.admin)
-        assert {found[name]["level"] for name in ("server", "metrics", "clock")} == {"ok"}
+        _, found = doctor("--model", tmp_path / "model", "--policy", policy, url=live.admin)
+        assert {found[name]["level"] for name in ("server", "metrics", "in force", "clock")} == {"ok"}
         policy.write_text(POLICY.replace("> 0.5", "> 0.6") % 2)
         _, other = doctor("--policy", policy, url=live.admin)
         assert other["in force"]["level"] == "warning"
