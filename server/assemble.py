@@ -31,7 +31,7 @@ from server.last_good import LastGood
 from server.limits.memory import MemoryStore
 from server.limits.shared import SharedStore
 from server.limits.types import LimitStore
-from server.memory import KvPlan, Wanted, budget, choose, kv_bytes_per_token
+from server.memory import DEFAULT_CONTEXT, KvPlan, Wanted, budget, choose, kv_bytes_per_token
 from server.metrics import Metrics
 from server.monitor_breakers import BreakerSettings, MonitorBreakers
 from server.monitor_probe import works
@@ -48,7 +48,6 @@ from server.vllm_metrics import VllmNames
 
 _log = structlog.get_logger()
 _MOST_CHOICES = 64  # of one request, and more
-_DEFAULT_CONTEXT = 4096  # tokens, where the model would take more
 
 
 def assemble(config: ServerConfig) -> Service:
@@ -151,7 +150,7 @@ def kv_plan(config: ServerConfig, loaded: LoadedModel) -> KvPlan:
     names = {"max_batch": "max_batch", "max_context": "max_context", "prefix_cache_tokens": "prefix_tokens"}
     wanted = Wanted(
         config.max_batch,
-        min(loaded.max_positions, config.max_context or _DEFAULT_CONTEXT),
+        min(loaded.max_positions, config.max_context or DEFAULT_CONTEXT),
         config.prefix_cache_tokens,
         frozenset(names[name] for name in config.model_fields_set & set(names)),
     )

@@ -165,3 +165,16 @@ def read_settings(**given: Any) -> ServerConfig:
     except ValidationError as error:
         problems = [": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors()]
     raise ValueError("\n".join(problems))
+
+
+def for_serving(**given: Any) -> ServerConfig:
+    """What `interlock serve` runs by: the demo's policy and monitors belong to the demo's model. Raises ValueError."""
+    config = read_settings(**given)
+    if config.model == str(DEMO / "model"):
+        named = {"served_model_name": config.served_model_name or "interlock-demo"}
+        return config.model_copy(update=named)
+    if config.policy == DEMO_POLICY and "policy" not in config.model_fields_set:
+        raise ValueError(
+            "--model needs --policy: which rules hold is never guessed. See deploy/policies/ for examples."
+        )
+    return config if "monitors" in config.model_fields_set else config.model_copy(update={"monitors": None})

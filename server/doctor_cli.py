@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from server.config import DEMO, DEMO_POLICY, ServerConfig, read_settings
+from server.config import for_serving
 from server.own_ports import open_client
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def doctor(
         "device": device,
     }
     try:
-        config = _config({name: value for name, value in given.items() if value is not None})
+        config = for_serving(**{name: value for name, value in given.items() if value is not None})
         client = open_client("admin", url=url, key_file=key_file, ca=ca, cert=cert, cert_key=cert_key)
     except (ValueError, OSError) as error:
         _cannot(str(error), form)
@@ -62,16 +62,6 @@ def doctor(
     with client:
         findings = list(examine(config, client))
     _finish(findings, form)
-
-
-def _config(given: dict[str, Any]) -> ServerConfig:
-    """Raises ValueError."""
-    config = read_settings(**given)
-    if config.model == str(DEMO / "model"):
-        return config
-    if config.policy == DEMO_POLICY and "policy" not in config.model_fields_set:
-        raise ValueError("--model needs --policy: which rules hold is never guessed")
-    return config if "monitors" in config.model_fields_set else config.model_copy(update={"monitors": None})
 
 
 def _cannot(message: str, form: str) -> NoReturn:

@@ -9,10 +9,8 @@ from monitors.artifacts import ArtifactError, load_folder
 from monitors.fingerprint import model_fingerprint
 from server.config import ServerConfig
 from server.findings import Finding
-from server.memory import MemoryBudgetError, Wanted, budget, choose, free_host_bytes
+from server.memory import DEFAULT_CONTEXT, MemoryBudgetError, Wanted, budget, choose, free_host_bytes
 from server.sizes import written
-
-_DEFAULT_CONTEXT = 4096  # tokens
 
 
 def check_model(config: ServerConfig) -> Finding:
@@ -74,8 +72,8 @@ def check_memory(config: ServerConfig) -> Finding:
     if room is not None and config.kv_memory == "auto":
         room = int(room * (free - weights) / free)  # the weights come first
     context = min(
-        getattr(settings, "max_position_embeddings", None) or _DEFAULT_CONTEXT,
-        config.max_context or _DEFAULT_CONTEXT,
+        getattr(settings, "max_position_embeddings", None) or DEFAULT_CONTEXT,
+        config.max_context or DEFAULT_CONTEXT,
     )
     fixed = frozenset({"max_batch", "max_context"} & config.model_fields_set)
     wanted = Wanted(config.max_batch, context, config.prefix_cache_tokens, fixed)

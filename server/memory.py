@@ -17,6 +17,7 @@ _SHARE = {
 }  # of what is free; the rest is for activations, logits and whatever else runs
 _LEAST_CONTEXT = 256  # tokens; below that the context is not shrunk
 _UNLIMITED = 1 << 60  # what cgroups show where there is no limit
+DEFAULT_CONTEXT = 4096  # tokens, where the model would take more
 
 
 class MemoryBudgetError(ValueError):

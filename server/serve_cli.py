@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from server.config import DEMO, DEMO_POLICY, ServerConfig, read_settings
+from server.config import ServerConfig, for_serving
 
 if TYPE_CHECKING:
     from server.ports import Port
@@ -160,23 +160,9 @@ def _config(given: dict[str, Any], *, no_audit: bool) -> ServerConfig:
     if no_audit:
         given["audit"] = None
     try:
-        config = read_settings(**given)
+        return for_serving(**given)
     except ValueError as error:
         _refuse(str(error))
-    if config.model == str(DEMO / "model"):
-        return (
-            config
-            if config.served_model_name
-            else config.model_copy(update={"served_model_name": "interlock-demo"})
-        )
-    # the demo's policy and monitors belong to the demo's model
-    if config.policy == DEMO_POLICY and "policy" not in config.model_fields_set:
-        _refuse(
-            "--model needs --policy: which rules hold is never guessed. See deploy/policies/ for examples."
-        )
-    if "monitors" not in config.model_fields_set:
-        config = config.model_copy(update={"monitors": None})
-    return config
 
 
 def _assemble(config: ServerConfig) -> "Service":
