@@ -185,7 +185,9 @@ class Admission:
         if body.form is None:
             return None
         try:
-            return await self._service.engine.compile(body.form.source())
+            source = body.form.source()
+            with self._service.schemas.one(self._client.tenant, source):
+                return await self._service.engine.compile(source)
         except (SourceError, RequestRefused) as error:
             param = _asked_by(body, endpoint)
             raise bad_request(f"{param}: {error}", param) from error

@@ -43,9 +43,10 @@ def health(
 def _why(ready: "httpx.Response") -> str:
     try:
         failing = [check for check in ready.json()["checks"] if not check["ok"]]
-        return "; ".join(f"{check['name']}: {check.get('note', 'failing')}" for check in failing)
+        told = "; ".join(f"{check['name']}: {check.get('note', 'failing')}" for check in failing)
     except (ValueError, KeyError, TypeError):
         return f"{ready.request.url} answered {ready.status_code}, and not as Interlock does"
+    return told or "it was not when asked, and is by now"
 
 
 def _not_well(message: str, code: int = 1) -> NoReturn:

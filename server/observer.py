@@ -205,8 +205,8 @@ class ChoiceObserver:
             if name in failed or (highest is not None and not math.isfinite(highest)):
                 failed.add(name)
                 continue
-            metrics.monitor_tokens.labels(name).inc(self._num_scored[phase])
             if self._num_scored[phase] and highest is not None:
+                metrics.monitor_tokens.labels(name).inc(self._num_scored[phase])
                 worked.add(name)
                 metrics.monitor_score.labels(name, phase).observe(highest)
                 if is_whole:

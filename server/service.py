@@ -16,6 +16,7 @@ from server.canary import CanaryWatch
 from server.drain import Drain
 from server.drift import DriftWatch
 from server.engines.base import Engine
+from server.grammars.pending import PendingSchemas
 from server.keys.coverage import unknown_tenants
 from server.keys.store import KeyStore
 from server.keys.types import BlockStyle
@@ -57,6 +58,7 @@ class Service:
     canary: CanaryWatch | None = None  # None: canaries are not run
     breakers: MonitorBreakers = field(default_factory=MonitorBreakers)
     line: Line = field(default_factory=Line)  # before the engine
+    schemas: PendingSchemas = field(default_factory=PendingSchemas)
     kv_plan: KvPlan | None = None  # what the KV cache takes at most
     request_timeout_s: float | None = (
         None  # from admission to the end of the reply; None: as long as it takes

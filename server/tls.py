@@ -1,5 +1,6 @@
 """Certificates of the two ports: read and checked at start, exchanged when their files change. What is wrong keeps the last good ones."""
 
+import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Certificates:
         """`port`: api or admin. Raises TlsError: a server does not start on a certificate that is wrong."""
         self.port = port
         self._files = files
+        self._lock = asyncio.Lock()
         self.context = _Switch(ssl.PROTOCOL_TLS_SERVER)
         self.context.current, self._digest = self._read()
 
@@ -52,7 +54,8 @@ class Certificates:
 
     async def reload(self) -> None:
         """Show what is on disk to whoever connects from now on. Raises TlsError; then the last good ones stay."""
-        self.context.current, self._digest = await to_thread.run_sync(self._read)
+        async with self._lock:  # by signal and by poll at once: the later one reads later
+            self.context.current, self._digest = await to_thread.run_sync(self._read)
         _log.info("certificate reloaded", port=self.port, file=str(self._files.cert))
 
     async def watch(self, reload: Callable[[], Awaitable[object]], poll_s: float) -> None:

@@ -97,7 +97,7 @@ def dataset_digest(examples: Iterable[Example]) -> str:
 def read_lines(path: Path) -> tuple[str, ...]:
     """The lines of a text file. Raises DatasetError, and OSError if it can't be opened."""
     with _as_text(path):
-        return tuple(path.read_text(encoding="utf-8").splitlines())
+        return tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
 
 
 def _read_file(path: Path, columns: Columns) -> Iterator[Example]:

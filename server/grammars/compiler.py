@@ -53,6 +53,8 @@ class GrammarCompiler:
             if kept.cancelled():  # and not who asks
                 raise EngineStopped("the engine was stopped") from None
             raise
+        except EngineStopped:
+            raise
         except Exception as error:
             self._kept.pop(source, None)  # the next one tries again
             raise EngineError(f"a schema could not be tried: {type(error).__name__}") from error
@@ -93,6 +95,8 @@ class GrammarCompiler:
         try:
             error_text = self._trial.error(source)
         except TrialEndedError:
+            if self._is_closed:
+                raise EngineStopped("the engine was stopped") from None
             _log.warning("a schema was too complex to compile; the process that tried it begins anew")
             return _TOO_COMPLEX
         if error_text:
