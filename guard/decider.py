@@ -133,12 +133,12 @@ class Decider:
         """The last decision asks for second opinions, and `resolve` must be told of them next."""
         return self._pending is not None
 
-    def fails_without(self, monitors: Collection[str]) -> bool:
-        """Whether it could only refuse if it had no scores of these monitors: a rule that fails closed reads one."""
+    def fails_without(self, monitors: Collection[str], phases: Collection[Phase] = tuple(Phase)) -> bool:
+        """Whether it could only refuse if it had no scores of these monitors in these phases: a rule that fails closed reads one."""
         return any(
             watch.enforced
             and watch.rule.on_error is OnError.CLOSED
-            and any(name in monitors for _, name in watch.rule.reads)
+            and any(name in monitors and phase in phases for phase, name in watch.rule.reads)
             for watch in self._watches
         )
 

@@ -1,7 +1,7 @@
 """From a request that parsed to choices that may run: which model, which policy, which prompt; or a clear refusal."""
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from guard.policy import Policy
 from guard.types import Phase, Subject
-from monitors.base import Monitor
+from server.admitted import Admitted, Caller
 from server.api.errors import bad_request, context_too_long, from_failure
 from server.api.schema import MAX_CHOICES, ChatRequest, CompletionRequest, GenerationRequest
 from server.auditing.content import PromptText
@@ -25,7 +25,7 @@ from server.engines.base import (
 )
 from server.entrance import Entrance
 from server.grammars.source import SourceError
-from server.keys.types import BlockStyle, Client
+from server.keys.types import Client
 from server.observer import ChoiceObserver
 from server.pipeline import Adviser, Choice, NoAdviser
 from server.policy_store import InForce
@@ -43,34 +43,6 @@ _PARAMS = {
     "messages": "messages",
     "moderations": "input",
 }  # by endpoint: the field that holds the prompt
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """A request that may run."""
-
-    decision_id: str
-    created: int  # Unix seconds
-    policy: Policy  # kept until the request ends, whatever is reloaded meanwhile
-    subject: Subject
-    param: str  # the field that holds the prompt
-    num_prompt_tokens: int
-    choices: tuple[Choice, ...]
-    monitors: tuple[Monitor, ...]  # in force when it was admitted
-    deadline: float | None = None  # by the service's clock
-    shows_rules: bool = False  # to a key that may debug
-    block_style: BlockStyle = BlockStyle.OPENAI
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks, and for what beside the reply. The same for every endpoint."""
-
-    request_id: str
-    metadata: Mapping[str, str]
-    end_user: str = ""  # the client's name for its own user
-    stream: bool = False
-    all_scores: bool = False  # score by every monitor, not only by those that rules read
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +254,8 @@ class Admission:
         now = service.now()  # the time that is recorded is the time that was decided by: a replay needs it
         policy = in_force.policy
         decider = policy.decider(subject, now=now)
-        self._entrance.check_monitors(decider, shed)
+        is_read_only = request.sampling.max_tokens == 0
+        self._entrance.check_monitors(decider, shed, (Phase.PROMPT,) if is_read_only else tuple(Phase))
         needed = decider.monitors
         if caller.all_scores:
             needed |= {(phase, name) for phase in Phase for name in in_force.scoring.names}

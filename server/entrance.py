@@ -1,6 +1,9 @@
 """Whether a request may come in, and when: the server takes requests, its key's limits hold, and its turn has come."""
 
+from collections.abc import Collection
+
 from guard.decider import Decider
+from guard.types import Phase
 from server.api.errors import ApiError, client_gone, draining, overloaded, unavailable
 from server.keys.types import Client
 from server.limits.gate import refusals_as_answers
@@ -63,9 +66,9 @@ class Entrance:
         metrics.queue.labels(metrics.model).observe(waited_s)
         self._check_guard()  # it may have waited for long
 
-    def check_monitors(self, decider: Decider, shed: frozenset[str]) -> None:
-        """Before anything runs: refuse where a monitor whose breaker is open is one that `decider` can't do without. Raises ApiError."""
-        if decider.fails_without(shed):
+    def check_monitors(self, decider: Decider, shed: frozenset[str], phases: Collection[Phase]) -> None:
+        """Before anything runs in these phases: refuse where a monitor whose breaker is open is one that `decider` can't do without. Raises ApiError."""
+        if decider.fails_without(shed, phases):
             self._service.metrics.shed.labels("breaker").inc()
             self._service.metrics.failures.labels("monitor", "closed").inc()
             raise unavailable()

@@ -81,8 +81,8 @@ class ChoiceObserver:
         self._num_scored = dict.fromkeys(Phase, 0)
         self._decide_s = 0.0
         self._advised_s = 0.0
-        self._steered_left: dict[str, float] = {}  # by vector: for how many tokens
-        self._held_since: deque[float] = deque()  # of tokens that have not left: when each was fed
+        self._steered: dict[str, tuple[int, float]] = {}  # by vector: from which token on, for how many
+        self._held_since: deque[float] = deque()  # of a stream's tokens that have not left: when each was fed
         self._cut: Cut | None = None
 
     def stepped(self, step: StepOutput) -> None:
@@ -96,8 +96,8 @@ class ChoiceObserver:
             if self._last_token is not None:
                 self._service.metrics.token_gap.observe(now - self._last_token)
             self._last_token = now
-            self._held_since.append(now)
-            self._count_steered()
+            if self._stream:
+                self._held_since.append(now)
 
     def decided(self, decision: Decision, score_s: float, decide_s: float) -> None:
         metrics, seconds = self._service.metrics, score_s + decide_s
@@ -129,23 +129,22 @@ class ChoiceObserver:
             metrics, seconds = self._service.metrics, self._first_released - self._started
             metrics.ttft.labels(metrics.model).observe(seconds, self._service.telemetry.exemplar())
         self._num_released += num_tokens
-        since = self._held_since.popleft() if self._held_since else None
-        for _ in range(min(num_tokens - 1, len(self._held_since))):
-            self._held_since.popleft()
-        if self._stream and since is not None:
-            self._service.metrics.holdback.observe(self._service.clock() - since)
+        if self._held_since:
+            self._service.metrics.holdback.observe(self._service.clock() - self._held_since[0])
+            for _ in range(min(num_tokens, len(self._held_since))):
+                self._held_since.popleft()
 
     def steered(self, vector: str, for_tokens: int) -> None:
-        if vector not in self._steered_left:
+        if vector in self._steered:
+            self._count_steered(vector)
+        else:
             self._service.metrics.steered_choices.labels(vector).inc()
-        self._steered_left[vector] = for_tokens or math.inf
+        self._steered[vector] = self._num_scored[Phase.RESPONSE], for_tokens or math.inf
 
-    def _count_steered(self) -> None:
-        """One more response token; it was fed under the steerings that are in force."""
-        for vector, left in self._steered_left.items():
-            if left > 0:
-                self._steered_left[vector] = left - 1
-                self._service.metrics.steered_tokens.labels(vector).inc()
+    def _count_steered(self, vector: str) -> None:
+        since, most = self._steered[vector]
+        num_fed = min(most, self._num_scored[Phase.RESPONSE] - since)
+        self._service.metrics.steered_tokens.labels(vector).inc(num_fed)
 
     def cut(self, why: Cut) -> None:
         self._cut = self._cut or why
@@ -155,7 +154,7 @@ class ChoiceObserver:
         self._tell_use()
         if isinstance(error, Exception):
             self._log_failure(error)
-        self._service.telemetry.choice(self._told(closed, error))
+        self._service.telemetry.choice(lambda: self._told(closed, error))
         if self._service.audit is not None and self._is_recorded(closed):
             self._service.audit.write(self._record(closed, error))
 
@@ -183,6 +182,8 @@ class ChoiceObserver:
         metrics.duration.labels(metrics.model).observe(self._service.clock() - self._started)
         metrics.tokens.labels(metrics.model, "prompt").inc(self._num_scored[Phase.PROMPT])
         metrics.tokens.labels(metrics.model, "completion").inc(self._num_scored[Phase.RESPONSE])
+        for vector in self._steered:
+            self._count_steered(vector)
         if outcome.failures:
             metrics.uncovered.labels(metrics.model).inc()
         if kind == "shed":

@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterable, Sequence
 from fastapi import Request
 from starlette.responses import Response
 
-from server.admission import Admission, Admitted
+from server.admission import Admission
+from server.admitted import Admitted
 from server.api.described import ChatCompletion, whole_or_streamed
 from server.api.errors import Body
 from server.api.logprobs import logprob_entries

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from fastapi import Request
 from starlette.responses import Response
 
-from server.admission import Admission, Admitted
+from server.admission import Admission
+from server.admitted import Admitted
 from server.api.described import TextCompletion, whole_or_streamed
 from server.api.errors import Body
 from server.api.reply import ChunkRenderer, Reply

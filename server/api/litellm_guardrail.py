@@ -15,7 +15,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from guard.types import Phase, StopReason
-from server.admission import Admission, Admitted, Caller
+from server.admission import Admission
+from server.admitted import Admitted, Caller
 from server.api.described import GuardrailAnswer, whole
 from server.api.errors import Body, bad_request, from_failure, unavailable
 from server.api.fields import Text, refused

@@ -9,7 +9,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from guard.types import Phase
-from server.admission import Admission, Admitted, Caller
+from server.admission import Admission
+from server.admitted import Admitted, Caller
 from server.api.described import Moderations, whole
 from server.api.errors import from_failure, unavailable
 from server.api.fields import EndUser, Metadata, Text, num_unknown

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from guard.types import Phase, Stop, StopReason
-from server.admission import Admitted
+from server.admitted import Admitted
 from server.api.blocks import prompt_block, prompt_filter_results, reply_filter_results
 from server.api.errors import ApiError, Body, from_failure, unavailable
 from server.api.fields import obfuscation

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from fastapi import Request
 from starlette.responses import Response
 
-from server.admission import Admission, Admitted
+from server.admission import Admission
+from server.admitted import Admitted
 from server.api.described import ResponseObject, whole_or_streamed
 from server.api.errors import ApiError, Body
 from server.api.fields import obfuscation

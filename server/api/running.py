@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from guard.types import Phase, Stop, StopReason
-from server.admission import Admitted
+from server.admitted import Admitted
 from server.api.errors import Body
 from server.engines.base import FinishReason, StepOutput, Token
 from server.pipeline import Choice, Closed, Cut, Delta, Event, Opened, Said, guarded

@@ -8,7 +8,7 @@ from fastapi import Request
 
 from guard.types import Phase, Severity
 from monitors.base import Monitor
-from server.admission import Admitted
+from server.admitted import Admitted
 from server.api.errors import Body, forbidden, model_not_found
 from server.keys.types import Client
 from server.pipeline import Choice

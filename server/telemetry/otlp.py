@@ -7,7 +7,7 @@ sampling and the service's name are set by the standard variables (`OTEL_EXPORTE
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from opentelemetry import trace
@@ -74,8 +74,9 @@ class Otlp:
         self._tracer = self._spans.get_tracer("interlock", version)
         self._logger = self._events.get_logger("interlock", version)
 
-    def choice(self, told: Told) -> None:
+    def choice(self, tell: Callable[[], Told]) -> None:
         """A span that begins and ends in the past, so that its sampling can go by what was decided."""
+        told = tell()
         ended = _nanoseconds(told.ended)
         span = self._tracer.start_span(
             f"{told.operation} {told.model}",

@@ -1,6 +1,6 @@
 """What traces are told of each choice, and where that goes: nowhere, unless `telemetry: otlp` is set."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -43,8 +43,8 @@ class Told:
 
 
 class Telemetry(Protocol):
-    def choice(self, told: Told) -> None:
-        """A choice has ended. Called in the context of its request; never blocks, never raises."""
+    def choice(self, tell: Callable[[], Told]) -> None:
+        """A choice has ended; `tell` makes what is told of it. Called in the context of its request; never blocks, never raises."""
         ...
 
     def exemplar(self) -> dict[str, str] | None:
@@ -63,7 +63,7 @@ class Telemetry(Protocol):
 class NoTelemetry:
     """Implements `Telemetry`."""
 
-    def choice(self, told: Told) -> None:
+    def choice(self, tell: Callable[[], Told]) -> None:
         pass
 
     def exemplar(self) -> dict[str, str] | None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from server.api.routing import _StrictRoute
 from server.app import create_admin_app, create_app
 from server.engines.base import EngineRequest, SamplingParams
 from server.engines.scripted import Script, ScriptedEngine
@@ -141,6 +142,20 @@ def test_every_route_that_runs_the_model_does_so_through_the_pipeline(tmp_path):
     app = create_app(service_with(tmp_path), expose_metrics=True)
     check(app)
     assert set(walk(app.routes)) >= set(RUNS_THE_MODEL), "the tables have a route that the server has not"
+
+
+def routes_of(routes):
+    for route in routes:
+        yield from routes_of(route.original_router.routes) if hasattr(route, "original_router") else (route,)
+
+
+def test_every_route_that_takes_a_body_reads_json_strictly(tmp_path):
+    """Through `server.api.routing.Router`: keys given twice, NaN and the like are refused by none else."""
+    service = service_with(tmp_path)
+    for app in (create_app(service), create_admin_app(service)):
+        taking = [route for route in routes_of(app.routes) if getattr(route, "body_field", None)]
+        assert [route.path for route in taking if not isinstance(route, _StrictRoute)] == []
+    assert len([r for r in routes_of(create_app(service).routes) if isinstance(r, _StrictRoute)]) >= 8
 
 
 def test_no_route_of_the_admin_port_runs_the_model(tmp_path):

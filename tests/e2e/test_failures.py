@@ -427,6 +427,14 @@ def test_rules_that_do_not_read_the_monitor_go_on(breaking):
     assert live.metric("interlock_shed_total", reason="breaker") == 1
 
 
+def test_texts_that_are_only_read_go_on_without_a_monitor_of_replies(breaking):
+    live, _, _ = breaking(rule())
+    for _ in range(3):
+        assert post(live).status_code == 503
+    assert post(live).status_code == 503
+    assert live.http.post("/v1/moderations", json={"input": "hello"}).status_code == 200
+
+
 def test_monitors_that_are_late_again_and_again_open_their_breaker(faulty):
     live = faulty("late", "closed", breakers=BreakerSettings(3, 1e6, 1e6))
     for _ in range(3):

@@ -514,6 +514,11 @@ def test_it_fails_without_a_monitor_only_where_an_enforced_rule_that_fails_close
     assert not d.fails_without([])
 
 
+def test_what_is_only_read_fails_without_no_monitor_of_replies():
+    d = decider("max(prompt.a) > 0.5 -> log: {}", "max(response.b) > 0.5 -> log: {}")
+    assert [name for name in "ab" if d.fails_without([name], [Phase.PROMPT])] == ["a"]
+
+
 def test_a_replay_tells_the_reason_that_was_recorded():
     p = policy("max(response.a) > 0.5 -> block: {}")
     outcome = replay(
